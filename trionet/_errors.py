@@ -1,0 +1,63 @@
+"""What can go wrong, and how a nursery of ours is kept out of sight.
+
+trionet speaks trio's four words for resources and the operating system's for
+addresses, so that a handler written on memory works on TCP::
+
+    trio.ClosedResourceError    you closed it
+    trio.BrokenResourceError    the other side, or what lies between, is gone
+    trio.BusyResourceError      two tasks did what one task at a time may do
+    trio.WouldBlock             a ``*_nowait`` found nothing
+    ConnectionRefusedError      nobody listens there
+    OSError(EADDRINUSE)         somebody already does
+    ValueError / TypeError      the call itself is wrong; nothing was opened
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ("ReceiveInterrupted", "Ungrouped")
+
+
+@final
+class ReceiveInterrupted(BaseException):
+    """A ``receive_some`` would have waited, and its stream had been told not to.
+
+    Raised on demand of `trionet.abc.Stream.interrupt_receive` alone, which is how a draining
+    server ends a wait inside ``connection.idle()``. Like `trio.Cancelled` it is not an
+    ``Exception``, so that a parser's ``except Exception`` on the way does not swallow it.
+    """
+
+
+@final
+class Ungrouped:
+    """Take one nursery's own wrapping off an exception: ``with Ungrouped():`` around the nursery.
+
+    A nursery that is an implementation detail must not show: an exception that left its block, or
+    the one child that failed, leaves as itself. Only one layer is taken off, so a group that the
+    user raised stays a group; two failures at once stay together.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not isinstance(exception, BaseExceptionGroup) or len(exception.exceptions) != 1:
+            return
+        only = exception.exceptions[0]
+        context = only.__context__
+        try:
+            raise only
+        finally:
+            # Raising inside __exit__ chains the group to it; the group is what we are hiding.
+            only.__context__ = context

@@ -1,0 +1,495 @@
+"""Streams and listeners straight on the operating system's non-blocking sockets.
+
+How this works. ``trio.SocketStream`` calls ``trio.socket``, which calls the socket: three
+coroutines an operation. These classes call the socket themselves and only wait through
+`readiness`, so an operation that need not wait costs its system call and one checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from operator import index
+from typing import Any, Final, final
+
+import trio
+from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
+
+from .._address import Address
+from .._errors import ReceiveInterrupted
+from ..abc import Listener, Stream
+from . import readiness
+
+__all__ = ("RECEIVE_SIZE", "SocketListener", "SocketStream")
+
+# What a receive without max_bytes asks for; trio's own default.
+RECEIVE_SIZE: Final = 65536
+
+# accept(2): errors of the one connection that died in the backlog, not of the listener.
+DEAD_ON_ARRIVAL: Final = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ECONNABORTED EPERM EPROTO ENETDOWN ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH EOPNOTSUPP"
+        " ENETUNREACH ENOSR ESOCKTNOSUPPORT EPROTONOSUPPORT ETIMEDOUT ECONNRESET"
+    ).split()
+    if hasattr(errno, name)
+)
+
+UNIX: Final = getattr(socket, "AF_UNIX", None)
+
+
+def inode_of(path: str) -> tuple[int, int] | None:
+    """Return what tells the file at ``path`` from every other, or None if there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def address_of(family: int, name: Any) -> Address:
+    """Turn what getsockname() and its kin give into an `Address`."""
+    if family == socket.AF_INET:
+        return Address("tcp4", host=name[0], port=name[1])
+    if family == socket.AF_INET6:
+        host, port, _, scope = name
+        if scope and "%" not in host:
+            host = f"{host}%{_interface(scope)}"
+        return Address("tcp6", host=host, port=port)
+    if isinstance(name, bytes):
+        # Linux's abstract names start with a NUL.
+        name = "@" + os.fsdecode(name[1:]) if name else ""
+    return Address("unix", path=name or "")
+
+
+def _interface(scope: int) -> str:
+    try:
+        return socket.if_indextoname(scope)
+    except OSError:
+        return str(scope)
+
+
+@final
+class SocketStream(Stream, trio.abc.HalfCloseableStream):
+    """A TCP or Unix connection.
+
+    If ``send_all`` is cancelled, the stream stays usable, and the peer gets a first part of the
+    data, maybe all or none of it.
+
+    Attributes:
+      socket: the non-blocking socket itself.
+    """
+
+    __slots__ = (
+        "_drained",
+        "_interrupted",
+        "_local",
+        "_peername",
+        "_receive_busy",
+        "_received",
+        "_remote",
+        "_send_busy",
+        "_sent",
+        "_sent_eof",
+        "socket",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        local: Address | None = None,
+        remote: Address | None = None,
+        peername: Any = None,
+    ) -> None:
+        """Take over a connected stream socket, and make it non-blocking.
+
+        Args:
+          local, remote: the addresses to report where the socket itself does not know them.
+          peername: the remote address in the form getpeername() has, where it was learnt earlier.
+
+        Raises:
+          TypeError: it is not a stream socket of the standard library.
+        """
+        if not isinstance(sock, socket.socket) or sock.type != socket.SOCK_STREAM:
+            raise TypeError(f"SocketStream needs a stream socket, got {sock!r}")
+        sock.setblocking(False)
+        self.socket = sock
+        self._local: Address | None = local
+        self._remote: Address | None = remote
+        self._peername = peername
+        self._send_busy = False
+        self._receive_busy = False
+        self._sent_eof = False
+        self._interrupted = False
+        # The last receive emptied the socket: waiting at once saves a call that would find nothing.
+        # Only a short read proves it; on a guess the hub would wait for an edge that is past.
+        self._drained = False
+        self._sent = 0
+        self._received = 0
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<SocketStream closed>"
+        local = self.local_address
+        return f"<SocketStream {local.network} {local} -> {self.remote_address}>"
+
+    @property
+    def local_address(self) -> Address:
+        """This end, as the socket names it."""
+        if self._local is None:
+            self._local = address_of(self.socket.family, self.socket.getsockname())
+        return self._local
+
+    @property
+    def remote_address(self) -> Address:
+        """The other end.
+
+        Raises:
+          OSError: the peer was gone before anyone asked, so the socket does not know it.
+        """
+        if self._remote is None:
+            name = self.socket.getpeername() if self._peername is None else self._peername
+            self._remote = address_of(self.socket.family, name)
+        return self._remote
+
+    @property
+    def transport_socket(self) -> socket.socket:
+        """The socket itself: its bytes are this stream's."""
+        return self.socket
+
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed here."""
+        return self.socket.fileno() == -1
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes the kernel has taken."""
+        return self._sent
+
+    @property
+    def bytes_received(self) -> int:
+        """How many bytes ``receive_some`` has returned."""
+        return self._received
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send ``data``; return once the kernel has taken all of it.
+
+        Raises:
+          trio.BusyResourceError: another task is sending.
+          trio.BrokenResourceError: the connection is gone; the system's error is its cause.
+          trio.ClosedResourceError: this end was closed, or has sent end of file.
+
+        If cancelled, the peer gets a first part of ``data``; `bytes_sent` tells how much.
+        """
+        if self._send_busy:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._send_busy = True
+        try:
+            await checkpoint_if_cancelled()
+            self._check_sendable()
+            sock = self.socket
+            try:
+                sent = sock.send(data) if data else 0
+            except BlockingIOError:
+                sent = 0
+            self._sent += sent
+            # A memoryview's len() counts items, not bytes.
+            size = data.nbytes if isinstance(data, memoryview) else len(data)
+            if sent == size:
+                await cancel_shielded_checkpoint()
+                return
+            with memoryview(data).cast("B") as view:
+                while sent < size:
+                    await readiness.park_writable(sock)
+                    try:
+                        count = sock.send(view[sent:])
+                    except BlockingIOError:
+                        continue
+                    sent += count
+                    self._sent += count
+        except OSError as exc:
+            raise self._translated(exc) from exc
+        finally:
+            self._send_busy = False
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the kernel takes bytes again.
+
+        Raises and leaves behind what `send_all` does, but sends nothing.
+        """
+        if self._send_busy:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._check_sendable()
+        self._send_busy = True
+        try:
+            await readiness.park_writable(self.socket)
+        finally:
+            self._send_busy = False
+
+    async def send_eof(self) -> None:
+        """Send end of file; what the peer sends can still be received. A second call does nothing.
+
+        Raises:
+          trio.BusyResourceError: another task is sending.
+          trio.BrokenResourceError: the connection is gone.
+          trio.ClosedResourceError: this end was closed.
+
+        If cancelled, nothing was sent.
+        """
+        if self._send_busy:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        await checkpoint_if_cancelled()
+        if self.closed:
+            raise trio.ClosedResourceError("this stream is closed")
+        if not self._sent_eof:
+            self._sent_eof = True
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError as exc:
+                raise self._translated(exc) from exc
+        await cancel_shielded_checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive at least one byte and at most ``max_bytes``; ``b""`` is end of file.
+
+        Args:
+          max_bytes: 65 536 unless given.
+
+        Raises:
+          trio.BusyResourceError: another task is receiving.
+          trio.BrokenResourceError: the connection is gone; the system's error is its cause.
+          trio.ClosedResourceError: this end was closed.
+
+        If cancelled, nothing was received.
+        """
+        if max_bytes is None:
+            max_bytes = RECEIVE_SIZE
+        else:
+            max_bytes = index(max_bytes)
+            if max_bytes < 1:
+                raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+        if self._receive_busy:
+            raise trio.BusyResourceError("another task is receiving on this stream")
+        self._receive_busy = True
+        sock = self.socket
+        try:
+            if not self._drained:
+                await checkpoint_if_cancelled()
+                try:
+                    data = sock.recv(max_bytes)
+                except BlockingIOError:
+                    pass
+                else:
+                    self._drained = 0 < len(data) < max_bytes
+                    self._received += len(data)
+                    await cancel_shielded_checkpoint()
+                    return data
+            while True:
+                if self._interrupted and not self.is_readable():
+                    raise ReceiveInterrupted
+                await readiness.park_readable(sock)
+                try:
+                    data = sock.recv(max_bytes)
+                except BlockingIOError:
+                    continue
+                # End of file comes again and again without a wait, so go and look next time too.
+                self._drained = 0 < len(data) < max_bytes
+                self._received += len(data)
+                return data
+        except OSError as exc:
+            raise self._translated(exc) from exc
+        finally:
+            self._receive_busy = False
+
+    async def aclose(self) -> None:
+        """Close the connection. Nothing waits for the peer; the kernel still sends what it took.
+
+        Cancelled or not, the stream is closed afterwards.
+        """
+        self.close()
+        await checkpoint()
+
+    def close(self) -> None:
+        """Close the connection at once; ``aclose`` is this and a checkpoint."""
+        if not self.closed:
+            readiness.forget(self.socket)
+            self.socket.close()
+
+    def is_readable(self) -> bool:
+        """Whether bytes, end of file or an error wait to be received."""
+        return not self.closed and bool(self._poll(select.POLLIN))
+
+    def peer_closed(self) -> bool:
+        """Whether the peer has sent end of file, even behind bytes that wait, or a reset."""
+        if self.closed:
+            return False
+        gone = select.POLLHUP | select.POLLERR
+        if hasattr(select, "POLLRDHUP"):
+            gone |= select.POLLRDHUP
+            return bool(self._poll(select.POLLRDHUP) & gone)
+        if self._poll(select.POLLIN) & gone:
+            return True
+        # Without POLLRDHUP only an end of file with nothing before it can be seen.
+        try:
+            return self.socket.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def interrupt_receive(self) -> None:
+        """See `trionet.abc.Stream.interrupt_receive`."""
+        self._interrupted = True
+        if self._receive_busy and not self.closed:
+            readiness.wake(self.socket)
+
+    def resume_receive(self) -> None:
+        """See `trionet.abc.Stream.resume_receive`."""
+        self._interrupted = False
+
+    def _poll(self, events: int) -> int:
+        poll = select.poll()
+        poll.register(self.socket, events)
+        ready = poll.poll(0)
+        return ready[0][1] if ready else 0
+
+    def _check_sendable(self) -> None:
+        if self.closed:
+            raise trio.ClosedResourceError("this stream is closed")
+        if self._sent_eof:
+            raise trio.ClosedResourceError("this stream is closed for sending: it sent end of file")
+
+    def _translated(self, error: OSError) -> Exception:
+        if self.closed:
+            return trio.ClosedResourceError("this stream is closed")
+        return trio.BrokenResourceError(f"the connection broke: {error}")
+
+
+@final
+class SocketListener(Listener[SocketStream]):
+    """Accepts TCP or Unix connections.
+
+    Attributes:
+      socket: the non-blocking listening socket itself.
+    """
+
+    __slots__ = ("_accept_busy", "_address", "_inode", "_options", "socket")
+
+    def __init__(
+        self, sock: socket.socket, *, address: Address | None = None, owns_path: bool = False
+    ) -> None:
+        """Take over a listening stream socket, and make it non-blocking.
+
+        Args:
+          address: the address to report where the socket itself does not know it.
+          owns_path: whether closing unlinks the Unix path in ``address``, as long as it is still
+            the very socket that was bound here.
+
+        Raises:
+          TypeError: it is not a stream socket of the standard library.
+          ValueError: it is not listening.
+        """
+        if not isinstance(sock, socket.socket) or sock.type != socket.SOCK_STREAM:
+            raise TypeError(f"SocketListener needs a stream socket, got {sock!r}")
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ValueError(f"SocketListener needs a listening socket, got {sock!r}")
+        sock.setblocking(False)
+        self.socket = sock
+        self._address = address or address_of(sock.family, sock.getsockname())
+        self._accept_busy = False
+        self._inode = inode_of(self._address.path or "") if owns_path else None
+
+    def __repr__(self) -> str:
+        state = " closed" if self.socket.fileno() == -1 else ""
+        return f"<SocketListener {self._address.network} {self._address}{state}>"
+
+    @property
+    def address(self) -> Address:
+        """Where this listener listens."""
+        return self._address
+
+    async def accept(self) -> SocketStream:
+        """Take the oldest connection, or wait for one.
+
+        Raises:
+          trio.BusyResourceError: another task is accepting.
+          trio.ClosedResourceError: this listener is, or gets, closed.
+          OSError: the system has no descriptor or no memory for it (EMFILE, ENFILE, ENOBUFS,
+            ENOMEM); the connection stays in the backlog.
+
+        If cancelled, no connection is lost.
+        """
+        await checkpoint_if_cancelled()
+        while True:
+            try:
+                stream = self.accept_nowait()
+            except trio.WouldBlock:
+                await self._park()
+            else:
+                await cancel_shielded_checkpoint()
+                return stream
+
+    def accept_nowait(self) -> SocketStream:
+        """Take the oldest connection.
+
+        Raises:
+          trio.WouldBlock: there is none.
+          trio.ClosedResourceError: this listener is closed.
+          OSError: as `accept`.
+        """
+        while True:
+            try:
+                sock, name = self.socket.accept()
+            except BlockingIOError:
+                raise trio.WouldBlock from None
+            except OSError as exc:
+                if self.socket.fileno() == -1:
+                    raise trio.ClosedResourceError("this listener is closed") from None
+                if exc.errno not in DEAD_ON_ARRIVAL:
+                    raise
+            else:
+                # The name as accept() gave it: a peer that is gone has none to ask for later.
+                local = self._address if sock.family == UNIX else None
+                return SocketStream(sock, local=local, peername=name)
+
+    async def wait_acceptable(self) -> None:
+        """Wait until `accept_nowait` will probably find a connection.
+
+        Raises:
+          trio.BusyResourceError: another task is in here or in `accept`.
+          trio.ClosedResourceError: this listener is, or gets, closed.
+
+        If cancelled, nothing was taken.
+        """
+        await self._park()
+
+    async def aclose(self) -> None:
+        """Close, then let others run. Cancelled or not, the listener is closed afterwards."""
+        self.close()
+        await checkpoint()
+
+    def close(self) -> None:
+        """Close at once. The kernel resets what nobody accepted; a Unix path of ours goes."""
+        if self.socket.fileno() == -1:
+            return
+        # Asked before the socket goes: until then the kernel cannot give its inode to another.
+        path = self._address.path or ""
+        if self._inode is not None and inode_of(path) == self._inode:
+            os.unlink(path)
+        readiness.forget(self.socket)
+        self.socket.close()
+
+    async def _park(self) -> None:
+        if self._accept_busy:
+            raise trio.BusyResourceError("another task is accepting on this listener")
+        if self.socket.fileno() == -1:
+            raise trio.ClosedResourceError("this listener is closed")
+        self._accept_busy = True
+        try:
+            await trio.lowlevel.wait_readable(self.socket)
+        finally:
+            self._accept_busy = False

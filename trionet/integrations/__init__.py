@@ -1,0 +1,1 @@
+"""Other people's libraries on trionet's streams; one module each, imported by whoever asks."""
