@@ -1,0 +1,29 @@
+"""Streams, servers, pools and networks for trio: whatever must move bytes."""
+
+from ._address import Address as Address
+from ._options import MemoryOptions as MemoryOptions
+from ._options import SocketOptions as SocketOptions
+from ._server.connection import Connection as Connection
+from ._server.connection import HalfCloseableConnection as HalfCloseableConnection
+from ._server.connection import IdleScope as IdleScope
+from ._server.facts import ConnectionInfo as ConnectionInfo
+from ._server.facts import ServerStatistics as ServerStatistics
+from ._server.facts import ShutdownReport as ShutdownReport
+from ._server.limits import Limits as Limits
+from ._server.serve import serve as serve
+from ._server.serve import serve_until_signalled as serve_until_signalled
+from ._server.server import Server as Server
+from ._streams.memory import MemoryListener as MemoryListener
+from ._streams.memory import MemoryStream as MemoryStream
+from ._streams.memory import memory_stream_pair as memory_stream_pair
+from ._streams.network import Network as Network
+from ._streams.network import dial as dial
+from ._streams.network import listen as listen
+from ._streams.network import map_network as map_network
+from ._streams.network import names as names
+from ._streams.sockets import SocketListener as SocketListener
+from ._streams.sockets import SocketStream as SocketStream
+from ._streams.tls import TLSInfo as TLSInfo
+from ._streams.tls import TLSListener as TLSListener
+from ._streams.tls import TLSStream as TLSStream
+from ._streams.tls import start_tls as start_tls

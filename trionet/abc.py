@@ -74,6 +74,14 @@ class Stream(trio.abc.Stream):
         """
 
     @abstractmethod
+    def unread_size(self) -> int:
+        """How many bytes wait to be received, as the transport counts them; end of file is none.
+
+        Closing a socket with unread bytes resets the connection, which may cost the peer the last
+        things it was sent (RFC 2525 section 2.17).
+        """
+
+    @abstractmethod
     def peer_closed(self) -> bool:
         """Whether end of file or a reset is known, or comes right after the bytes waiting."""
 

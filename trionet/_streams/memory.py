@@ -25,7 +25,7 @@ from .pipe import Pipe
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ("BACKLOG", "MemoryListener", "MemoryStream", "memory_stream_pair")
+__all__ = ("BACKLOG", "MemoryListener", "MemoryStream", "memory_stream_pair", "refused")
 
 # Dials that wait to be accepted before the next dialler has to wait itself; listen(2)'s usual 128.
 BACKLOG: Final = 128
@@ -152,6 +152,10 @@ class MemoryStream(Stream, trio.abc.HalfCloseableStream):
         pipe = self._incoming
         return pipe.unread > 0 or pipe.send_closed or pipe.broken
 
+    def unread_size(self) -> int:
+        """How many bytes wait to be received, those of a sender that waits included."""
+        return self._incoming.unread
+
     def peer_closed(self) -> bool:
         """Whether the peer has closed its end or sent end of file, or the connection was reset."""
         return self._incoming.send_closed or self._outgoing.receive_closed or self._incoming.broken
@@ -164,7 +168,8 @@ class MemoryStream(Stream, trio.abc.HalfCloseableStream):
         """See `trionet.abc.Stream.resume_receive`."""
         self._incoming.interrupted = False
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Cut the connection, as a RST does: operations on both ends raise Broken."""
         self._closed = True
         self._incoming.cut()
         self._outgoing.cut()
@@ -306,16 +311,16 @@ class MemoryListener(Listener[MemoryStream]):
         self._forget()
         waiting, self._waiting = self._waiting, OrderedDict()
         for task in waiting:
-            reschedule(task, outcome.Error(_refused(self._address)))
+            reschedule(task, outcome.Error(refused(self._address)))
         queue, self._queue = self._queue, deque()
         for stream in queue:
-            stream._reset()
+            stream.reset()
         if self._acceptor is not None:
             task, self._acceptor = self._acceptor, None
             closed = trio.ClosedResourceError("this listener was closed by another task")
             reschedule(task, outcome.Error(closed))
 
-    async def _dial(self, local: Address | None) -> MemoryStream:
+    async def dial(self, local: Address | None) -> MemoryStream:
         """Connect to this listener: at once if the backlog has room, else when it has.
 
         If cancelled, nobody will accept anything of it.
@@ -365,7 +370,8 @@ class MemoryListener(Listener[MemoryStream]):
         return await wait_task_rescheduled(abort)
 
 
-def _refused(address: Address) -> ConnectionRefusedError:
+def refused(address: Address) -> ConnectionRefusedError:
+    """Return what a dialler of ``address`` gets when nobody listens there."""
     return ConnectionRefusedError(
         errno.ECONNREFUSED, f"nobody listens on {address.network} {str(address)!r}"
     )

@@ -140,7 +140,7 @@ class Pipe:
             self._send_busy = False
 
     async def wait_room(self) -> None:
-        """Wait until a byte sent would be received or fit; see ``wait_send_all_might_not_block``."""
+        """Wait until a byte sent would be received or fit."""
         if self._send_busy:
             raise trio.BusyResourceError("another task is sending on this stream")
         if self.send_closed or self.broken:
@@ -166,7 +166,7 @@ class Pipe:
         self.close_send()
 
     def close_send(self) -> None:
-        """Close the sending end; a task that waits in it gets Closed, and its tail is taken back."""
+        """Close the sending end; a task waiting in it gets Closed, and its tail is taken back."""
         if self.send_closed:
             return
         self.send_closed = True
@@ -252,7 +252,7 @@ class Pipe:
         return trio.BrokenResourceError("the peer has closed the connection")
 
     def _take(self, limit: int | None) -> bytes:
-        """Remove and return the next bytes, at least one, at most ``limit``, and wake the sender."""
+        """Remove and return the next bytes, at most ``limit``, and wake the sender if it may go."""
         chunks = self._chunks
         offset = self._offset
         data = chunks[0]

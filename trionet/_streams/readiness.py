@@ -147,7 +147,7 @@ if sys.platform == "linux":
         def _call(callback: Callable[[], object]) -> None:
             try:
                 callback()
-            except Exception:  # noqa: BLE001
+            except Exception:
                 # An exception out of a system task would take the whole run down.
                 _logger.exception("a hang-up callback raised")
 
@@ -202,7 +202,7 @@ if sys.platform == "linux":
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def wake(sock: socket.socket) -> None:
-        """Make the task parked in `park_readable` on ``sock``, if any, return as if it were ready."""
+        """Make a task parked in `park_readable` on ``sock`` return as if that were ready."""
         hub = _this_hub()
         entry = hub.entries.get(sock.fileno()) if hub is not None else None
         if entry is None:
@@ -258,14 +258,14 @@ else:
         await _wait_directly(sock)
 
     def wake(sock: socket.socket) -> None:
-        """Make the task parked in `park_readable` on ``sock``, if any, return as if it were ready."""
+        """Make a task parked in `park_readable` on ``sock`` return as if that were ready."""
         trio.lowlevel.notify_closing(sock)
 
     def forget(sock: socket.socket) -> None:
         """Drop all that is known of ``sock``; call it right before closing the socket."""
         trio.lowlevel.notify_closing(sock)
 
-    def watch_hangup(sock: socket.socket, callback: Callable[[], object]) -> bool:
+    def watch_hangup(sock: socket.socket, callback: Callable[[], object]) -> bool:  # noqa: ARG001
         """Return False: this platform cannot tell."""
         return False
 

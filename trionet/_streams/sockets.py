@@ -8,9 +8,12 @@ coroutines an operation. These classes call the socket themselves and only wait 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import socket
+import sys
+import termios
 from operator import index
 from typing import Any, Final, final
 
@@ -22,7 +25,7 @@ from .._errors import ReceiveInterrupted
 from ..abc import Listener, Stream
 from . import readiness
 
-__all__ = ("RECEIVE_SIZE", "SocketListener", "SocketStream")
+__all__ = ("RECEIVE_SIZE", "SocketListener", "SocketStream", "address_of", "inode_of")
 
 # What a receive without max_bytes asks for; trio's own default.
 RECEIVE_SIZE: Final = 65536
@@ -31,9 +34,22 @@ RECEIVE_SIZE: Final = 65536
 DEAD_ON_ARRIVAL: Final = frozenset(
     getattr(errno, name)
     for name in (
-        "ECONNABORTED EPERM EPROTO ENETDOWN ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH EOPNOTSUPP"
-        " ENETUNREACH ENOSR ESOCKTNOSUPPORT EPROTONOSUPPORT ETIMEDOUT ECONNRESET"
-    ).split()
+        "ECONNABORTED",
+        "ECONNRESET",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "ENONET",
+        "ENOPROTOOPT",
+        "ENOSR",
+        "EOPNOTSUPP",
+        "EPERM",
+        "EPROTO",
+        "EPROTONOSUPPORT",
+        "ESOCKTNOSUPPORT",
+        "ETIMEDOUT",
+    )
     if hasattr(errno, name)
 )
 
@@ -323,6 +339,12 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         """Whether bytes, end of file or an error wait to be received."""
         return not self.closed and bool(self._poll(select.POLLIN))
 
+    def unread_size(self) -> int:
+        """How many bytes wait to be received."""
+        if self.closed:
+            return 0
+        return int.from_bytes(fcntl.ioctl(self.socket, termios.FIONREAD, bytes(4)), sys.byteorder)
+
     def peer_closed(self) -> bool:
         """Whether the peer has sent end of file, even behind bytes that wait, or a reset."""
         if self.closed:
@@ -380,14 +402,18 @@ class SocketListener(Listener[SocketStream]):
     __slots__ = ("_accept_busy", "_address", "_inode", "_options", "socket")
 
     def __init__(
-        self, sock: socket.socket, *, address: Address | None = None, owns_path: bool = False
+        self,
+        sock: socket.socket,
+        *,
+        address: Address | None = None,
+        inode: tuple[int, int] | None = None,
     ) -> None:
         """Take over a listening stream socket, and make it non-blocking.
 
         Args:
           address: the address to report where the socket itself does not know it.
-          owns_path: whether closing unlinks the Unix path in ``address``, as long as it is still
-            the very socket that was bound here.
+          inode: what `inode_of` said of the Unix path in ``address``; closing unlinks the path if
+            it is still that very file, and never without this.
 
         Raises:
           TypeError: it is not a stream socket of the standard library.
@@ -401,7 +427,7 @@ class SocketListener(Listener[SocketStream]):
         self.socket = sock
         self._address = address or address_of(sock.family, sock.getsockname())
         self._accept_busy = False
-        self._inode = inode_of(self._address.path or "") if owns_path else None
+        self._inode = inode
 
     def __repr__(self) -> str:
         state = " closed" if self.socket.fileno() == -1 else ""

@@ -1,0 +1,229 @@
+"""What a handler gets: one client's stream, and what the server knows of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import trio
+
+from .._errors import ReceiveInterrupted
+from .._streams.tls import start_tls
+from ..abc import Stream
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Coroutine
+    from types import TracebackType
+
+    from .._address import Address
+    from .._streams.tls import TLSInfo
+    from .server import Server
+
+Phase = Literal["handshaking", "active", "closing", "forced"]
+State = Literal["handshaking", "active", "idle", "closing", "forced"]
+
+__all__ = ("Connection", "HalfCloseableConnection", "IdleScope")
+
+
+class Connection(Stream):
+    """One client's connection, as its handler sees it.
+
+    It is a stream: what it sends and receives is what its transport does. Made by `Server`, one
+    for each client, and never used again for another.
+
+    Attributes:
+      server: the server it belongs to.
+      started_at: when it was accepted, by `trio.current_time`.
+    """
+
+    __slots__ = ("_context", "_idle", "_phase", "_scope", "_transport", "server", "started_at")
+
+    def __init__(self, transport: Stream, server: Server, started_at: float) -> None:
+        self._transport = transport
+        self.server = server
+        self.started_at = started_at
+        self._context: dict[Any, Any] | None = None
+        # These two are the server's: where in its life the connection is, and the one cancel scope
+        # around it, if its transport has a handshake.
+        self._phase: Phase = "active"
+        self._scope: trio.CancelScope | None = None
+        self._idle: IdleScope | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._transport!r}>"
+
+    @property
+    def local_address(self) -> Address:
+        """The address the client dialled."""
+        return self._transport.local_address
+
+    @property
+    def remote_address(self) -> Address:
+        """The client's address."""
+        return self._transport.remote_address
+
+    @property
+    def context(self) -> dict[Any, Any]:
+        """The handler's own facts; trionet does not look inside."""
+        if self._context is None:
+            self._context = {}
+        return self._context
+
+    @property
+    def state(self) -> State:
+        """Where in its life the connection is."""
+        return "idle" if self._phase == "active" and self._idle is not None else self._phase
+
+    @property
+    def tls(self) -> TLSInfo | None:
+        """What the TLS handshake agreed on; None without TLS."""
+        tls: TLSInfo | None = getattr(self._transport, "tls", None)
+        return tls
+
+    @property
+    def draining(self) -> trio.Event:
+        """Set once the server drains; the same event for all connections of a server."""
+        return self.server.draining
+
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed here."""
+        return self._transport.closed
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes `send_all` has handed on."""
+        return self._transport.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """How many bytes `receive_some` has returned."""
+        return self._transport.bytes_received
+
+    @property
+    def transport_socket(self) -> socket.socket | None:
+        """The socket whose bytes are exactly this connection's, or None."""
+        return self._transport.transport_socket
+
+    # Plain functions returning the transport's own coroutine: the server adds none per operation.
+
+    def send_all(self, data: bytes | bytearray | memoryview) -> Coroutine[Any, Any, None]:
+        """Send ``data`` as the transport does, with its errors; if cancelled, part of it."""
+        return self._transport.send_all(data)
+
+    def wait_send_all_might_not_block(self) -> Coroutine[Any, Any, None]:
+        """Wait as the transport does. If cancelled, nothing was sent."""
+        return self._transport.wait_send_all_might_not_block()
+
+    def receive_some(self, max_bytes: int | None = None) -> Coroutine[Any, Any, bytes | bytearray]:
+        """Receive as the transport does, with its errors. If cancelled, nothing was received."""
+        return self._transport.receive_some(max_bytes)
+
+    def aclose(self) -> Coroutine[Any, Any, None]:
+        """Close the transport. Cancelled or not, it is closed afterwards."""
+        return self._transport.aclose()
+
+    def is_readable(self) -> bool:
+        """Whether bytes, end of file or an error wait to be received."""
+        return self._transport.is_readable()
+
+    def unread_size(self) -> int:
+        """How many bytes wait to be received, as the transport counts them."""
+        return self._transport.unread_size()
+
+    def peer_closed(self) -> bool:
+        """Whether end of file or a reset is known, or comes right after the bytes waiting."""
+        return self._transport.peer_closed()
+
+    def interrupt_receive(self) -> None:
+        """See `trionet.abc.Stream.interrupt_receive`."""
+        self._transport.interrupt_receive()
+
+    def resume_receive(self) -> None:
+        """See `trionet.abc.Stream.resume_receive`."""
+        self._transport.resume_receive()
+
+    def idle(self) -> IdleScope:
+        """Mark a wait for the client that a drain may end: ``with connection.idle() as scope:``.
+
+        When the server drains, a ``receive_some`` of this connection that waits inside the block
+        ends it; the block is left quietly, ``scope.cancelled_caught`` is true, and the handler
+        goes on, with `draining` set. Bytes that are there are returned and can be served. In a
+        block entered while draining, the first wait that would block ends at once. Nothing else
+        in the block is interrupted: around other waits, wait for `draining`.
+        """
+        return IdleScope(self)
+
+    async def start_tls(self, ssl_context: ssl.SSLContext) -> None:
+        """Do the server's side of a TLS handshake; this connection is encrypted from then on.
+
+        Raises:
+          TypeError: ``ssl_context`` is not one.
+          trio.BrokenResourceError: the handshake failed; the connection is closed.
+
+        If cancelled, the connection is closed.
+        """
+        self._transport = await start_tls(self._transport, ssl_context, server_side=True)
+
+
+@final
+class HalfCloseableConnection(Connection, trio.abc.HalfCloseableStream):
+    """A `Connection` over a transport that can end one direction."""
+
+    __slots__ = ()
+
+    async def send_eof(self) -> None:
+        """Send end of file as the transport does. If cancelled, nothing was sent.
+
+        Raises:
+          trio.ClosedResourceError: the connection is closed.
+          RuntimeError: `start_tls` has put TLS on it, which has no half-close.
+        """
+        if not isinstance(self._transport, trio.abc.HalfCloseableStream):
+            raise RuntimeError("TLS cannot end one direction alone")
+        await self._transport.send_eof()
+
+
+@final
+class IdleScope:
+    """The block of `Connection.idle`.
+
+    Attributes:
+      cancelled_caught: whether a drain ended the block.
+    """
+
+    __slots__ = ("_connection", "cancelled_caught")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.cancelled_caught = False
+
+    def __enter__(self) -> IdleScope:
+        connection = self._connection
+        if connection._idle is not None:
+            raise RuntimeError("connection.idle() is entered already")
+        connection._idle = self
+        if connection.server.draining.is_set():
+            connection._transport.interrupt_receive()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        connection = self._connection
+        connection._idle = None
+        if connection.server.draining.is_set():
+            connection._transport.resume_receive()
+        if kind is ReceiveInterrupted:
+            self.cancelled_caught = True
+        elif isinstance(exception, BaseExceptionGroup):
+            # A nursery inside the block wraps it, maybe beside other failures.
+            caught, others = exception.split(ReceiveInterrupted)
+            self.cancelled_caught = caught is not None
+            if caught is not None and others is not None:
+                raise others
+        return self.cancelled_caught

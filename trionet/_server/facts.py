@@ -1,0 +1,71 @@
+"""What a server tells of itself: counts and facts, taken at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+if TYPE_CHECKING:
+    from .._address import Address
+    from .connection import State
+
+__all__ = ("ConnectionInfo", "ServerStatistics", "ShutdownReport")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ShutdownReport:
+    """What became of the connections that were open at ``shutdown``, handshakes not counted.
+
+    Attributes:
+      completed: their handlers returned or raised by themselves.
+      cancelled: their handlers were cancelled at the deadline.
+      forced: their handlers did not even heed that, and their streams were closed from outside.
+    """
+
+    completed: int = 0
+    cancelled: int = 0
+    forced: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ServerStatistics:
+    """Counts since the server was made; accepted = active + completed + failed + rejected.
+
+    Attributes:
+      accepted: connections taken from the listeners.
+      active: those open now, handshaking ones included.
+      completed: those whose handler returned.
+      failed: those whose handshake failed, or whose handler raised or was cancelled.
+      rejected: those closed at once, for want of room or because the server drains.
+    """
+
+    accepted: int
+    active: int
+    completed: int
+    failed: int
+    rejected: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ConnectionInfo:
+    """Facts of one open connection, taken at one moment.
+
+    Attributes:
+      remote_address: the client.
+      local_address: what it dialled.
+      age: seconds since it was accepted.
+      bytes_received: bytes its handler has received.
+      bytes_sent: bytes its handler has sent.
+      state: ``"handshaking"``, ``"active"``, ``"idle"`` (in ``connection.idle()``), ``"closing"``
+        or ``"forced"`` (closed from outside at the end of a drain).
+    """
+
+    remote_address: Address
+    local_address: Address
+    age: float
+    bytes_received: int
+    bytes_sent: int
+    state: State

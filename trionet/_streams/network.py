@@ -1,0 +1,527 @@
+"""Dialling and listening: where the name of a network becomes a stream."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Literal, NoReturn, final, overload
+
+import trio
+
+from .. import abc
+from .._address import MEMORY_NETWORKS, NETWORKS, TCP_NETWORKS, Address
+from .._options import MemoryOptions, SocketOptions
+from .memory import BACKLOG, MemoryListener, MemoryStream, refused
+from .system import dial_socket, listen_socket
+from .tls import TLSListener, TLSStream, check_tls_arguments
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Sequence
+
+__all__ = ("Memory", "Network", "SystemNetwork", "dial", "listen", "map_network", "names")
+
+Memory = Literal["memu", "memb"]
+Options = SocketOptions | MemoryOptions
+
+
+@final
+class SystemNetwork(abc.Network):
+    """The operating system's sockets: tcp, tcp4, tcp6 and unix."""
+
+    __slots__ = ()
+
+    async def dial(
+        self,
+        network: str,
+        address: str,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+        options: Options | None = None,
+        local_address: str | None = None,
+    ) -> abc.Stream:
+        """Connect to a TCP or Unix address; see `trionet.dial`.
+
+        If cancelled, no connection is left behind.
+        """
+        target = _parse_dialled(network, address)
+        local = None if local_address is None else Address.parse(network, local_address)
+        server_hostname = _check_tls(target, ssl_context, server_hostname)
+        stream = await dial_socket(target, _socket_options(target, options), local)
+        return _secured(stream, ssl_context, server_hostname)
+
+    async def listen(
+        self,
+        network: str,
+        address: str,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        options: Options | None = None,
+        backlog: int | None = None,
+    ) -> Sequence[abc.Listener[abc.Stream]]:
+        """Listen on a TCP or Unix address; see `trionet.listen`.
+
+        If cancelled, nothing is left listening.
+        """
+        target = Address.parse(network, address)
+        if ssl_context is not None:
+            check_tls_arguments(ssl_context, True, None)
+        _check_backlog(backlog)
+        listeners = await listen_socket(target, _socket_options(target, options), backlog)
+        if ssl_context is None:
+            return listeners
+        return [TLSListener(listener, ssl_context) for listener in listeners]
+
+
+_SYSTEM = SystemNetwork()
+
+
+@final
+class Network(abc.Network):
+    """A namespace of memory endpoints, in front of the system's network.
+
+    Each has its own names, ``memu`` and ``memb`` apart, and its own mapping of networks. What is
+    not memory goes to the operating system, or to the virtual network that took its place.
+    """
+
+    __slots__ = ("_listeners", "_mapped")
+
+    def __init__(self) -> None:
+        self._listeners: dict[tuple[str, str], MemoryListener] = {}
+        self._mapped: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<Network with {len(self._listeners)} memory names>"
+
+    def map_network(self, source: str, target: str) -> None:
+        """Send every later `dial` and `listen` on network ``source`` to ``target``.
+
+        An address is then one of ``target``'s: with ``("tcp", "memu")`` the text "example.org:80"
+        is a memory name. The mapping is one step, not a chain.
+
+        Args:
+          source: a network, or any other word, which becomes the name of one.
+          target: a network; ``""`` takes the mapping back.
+
+        Raises:
+          ValueError: ``source`` is empty, ``target`` is not a network, or ``source`` is memory
+            and ``target`` is not.
+        """
+        if not isinstance(source, str) or not source:
+            raise ValueError(f"the network to map must be a non-empty str, got {source!r}")
+        if target == "":
+            self._mapped.pop(source, None)
+            return
+        if target not in NETWORKS:
+            raise ValueError(f"cannot map {source!r} to unknown network {target!r}")
+        if source in MEMORY_NETWORKS and target not in MEMORY_NETWORKS:
+            raise ValueError(f"cannot map memory ({source!r}) out of memory, to {target!r}")
+        self._mapped[source] = target
+
+    def names(self, network: str) -> list[str]:
+        """Return the names listened on in ``"memu"`` or ``"memb"``, sorted.
+
+        Raises:
+          ValueError: ``network`` is neither.
+        """
+        if network not in MEMORY_NETWORKS:
+            raise ValueError(f"names are listed for memu and memb, got {network!r}")
+        return sorted(name for kind, name in self._listeners if kind == network)
+
+    @overload
+    async def dial(
+        self,
+        network: str,
+        address: str,
+        *,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        options: Options | None = None,
+        local_address: str | None = None,
+    ) -> TLSStream: ...
+
+    @overload
+    async def dial(
+        self,
+        network: Memory,
+        address: str,
+        *,
+        ssl_context: None = None,
+        server_hostname: str | None = None,
+        options: Options | None = None,
+        local_address: str | None = None,
+    ) -> MemoryStream: ...
+
+    @overload
+    async def dial(
+        self,
+        network: str,
+        address: str,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+        options: Options | None = None,
+        local_address: str | None = None,
+    ) -> abc.Stream: ...
+
+    async def dial(
+        self,
+        network: str,
+        address: str,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+        options: Options | None = None,
+        local_address: str | None = None,
+    ) -> abc.Stream:
+        """Connect to ``address``; see `trionet.dial`.
+
+        If cancelled, no connection is left behind.
+        """
+        real = self._mapped.get(network, network)
+        if real not in MEMORY_NETWORKS:
+            # Also what is no network at all: the system's says so.
+            return await _system().dial(
+                real,
+                address,
+                ssl_context=ssl_context,
+                server_hostname=server_hostname,
+                options=options,
+                local_address=local_address,
+            )
+        target = Address.parse(real, address)
+        local = None if local_address is None else Address.parse(real, local_address)
+        server_hostname = _check_tls(target, ssl_context, server_hostname)
+        if options is not None and not (_is_mapped_socket(network, real, options)):
+            _wrong_options(f"dialling {real}", options, "the listener's decide for both ends")
+        listener = self._listeners.get((real, address))
+        if listener is None:
+            await trio.lowlevel.checkpoint()
+            raise refused(target)
+        return _secured(await listener.dial(local), ssl_context, server_hostname)
+
+    @overload
+    async def listen(
+        self,
+        network: str,
+        address: str,
+        *,
+        ssl_context: ssl.SSLContext,
+        options: Options | None = None,
+        backlog: int | None = None,
+    ) -> list[TLSListener]: ...
+
+    @overload
+    async def listen(
+        self,
+        network: Memory,
+        address: str,
+        *,
+        ssl_context: None = None,
+        options: Options | None = None,
+        backlog: int | None = None,
+    ) -> list[MemoryListener]: ...
+
+    @overload
+    async def listen(
+        self,
+        network: str,
+        address: str,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        options: Options | None = None,
+        backlog: int | None = None,
+    ) -> Sequence[abc.Listener[abc.Stream]]: ...
+
+    async def listen(
+        self,
+        network: str,
+        address: str,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        options: Options | None = None,
+        backlog: int | None = None,
+    ) -> Sequence[abc.Listener[abc.Stream]]:
+        """Listen on ``address``; see `trionet.listen`.
+
+        If cancelled, nothing is left listening.
+        """
+        real = self._mapped.get(network, network)
+        if real not in MEMORY_NETWORKS:
+            return await _system().listen(
+                real, address, ssl_context=ssl_context, options=options, backlog=backlog
+            )
+        target = Address.parse(real, address)
+        if ssl_context is not None:
+            check_tls_arguments(ssl_context, True, None)
+        _check_backlog(backlog)
+        buffer_size = _buffer_size(network, real, options)
+        # Checked before the name is taken, so that a cancelled call leaves nothing.
+        await trio.lowlevel.checkpoint()
+        key = (real, address)
+        if key in self._listeners:
+            raise OSError(errno.EADDRINUSE, f"{real} name {address!r} is in use")
+
+        def forget() -> None:
+            del self._listeners[key]
+
+        listener = MemoryListener(
+            target, buffer_size, BACKLOG if backlog is None else backlog, forget
+        )
+        self._listeners[key] = listener
+        return [listener] if ssl_context is None else [TLSListener(listener, ssl_context)]
+
+
+_default: trio.lowlevel.RunVar[Network] = trio.lowlevel.RunVar("trionet.default_network")
+
+
+def _this_network() -> Network:
+    try:
+        return _default.get()
+    except LookupError:
+        network = Network()
+        _default.set(network)
+        return network
+
+
+@overload
+async def dial(
+    network: str,
+    address: str,
+    *,
+    ssl_context: ssl.SSLContext,
+    server_hostname: str | None = None,
+    options: Options | None = None,
+    local_address: str | None = None,
+) -> TLSStream: ...
+
+
+@overload
+async def dial(
+    network: Memory,
+    address: str,
+    *,
+    ssl_context: None = None,
+    server_hostname: str | None = None,
+    options: Options | None = None,
+    local_address: str | None = None,
+) -> MemoryStream: ...
+
+
+@overload
+async def dial(
+    network: str,
+    address: str,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    server_hostname: str | None = None,
+    options: Options | None = None,
+    local_address: str | None = None,
+) -> abc.Stream: ...
+
+
+async def dial(
+    network: str,
+    address: str,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    server_hostname: str | None = None,
+    options: Options | None = None,
+    local_address: str | None = None,
+) -> abc.Stream:
+    """Connect to ``address``, in this run's default `Network`.
+
+    In memory this returns once the connection is queued, accepted or not; behind a full backlog
+    it waits. Over TCP every address of the host is tried as RFC 8305 says, 0.25 s apart.
+
+    Args:
+      network: ``"memu"``, ``"memb"``, ``"tcp"``, ``"tcp4"``, ``"tcp6"`` or ``"unix"``.
+      address: a name; ``"host:port"``, ``"[IPv6]:port"`` or ``":port"`` (this machine); a path,
+        or ``"@name"`` in Linux's abstract namespace.
+      ssl_context: put TLS on it. The handshake is done by `TLSStream.do_handshake`, or by the
+        first send or receive.
+      server_hostname: the name TLS asks for and checks; the host, or the memory name, unless
+        given.
+      options: a `SocketOptions`, for sockets.
+      local_address: the address to dial from, in the form of ``address``.
+
+    Raises:
+      ValueError, TypeError: an argument is wrong; nothing was opened.
+      ConnectionRefusedError: nobody listens there, or the listener closed while this waited.
+      OSError: the connection failed. When several addresses failed differently, it is the first
+        failure, and its ``__cause__`` a group of the others.
+
+    If cancelled, no connection is left behind.
+    """
+    return await _this_network().dial(
+        network,
+        address,
+        ssl_context=ssl_context,
+        server_hostname=server_hostname,
+        options=options,
+        local_address=local_address,
+    )
+
+
+@overload
+async def listen(
+    network: str,
+    address: str,
+    *,
+    ssl_context: ssl.SSLContext,
+    options: Options | None = None,
+    backlog: int | None = None,
+) -> list[TLSListener]: ...
+
+
+@overload
+async def listen(
+    network: Memory,
+    address: str,
+    *,
+    ssl_context: None = None,
+    options: Options | None = None,
+    backlog: int | None = None,
+) -> list[MemoryListener]: ...
+
+
+@overload
+async def listen(
+    network: str,
+    address: str,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    options: Options | None = None,
+    backlog: int | None = None,
+) -> Sequence[abc.Listener[abc.Stream]]: ...
+
+
+async def listen(
+    network: str,
+    address: str,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    options: Options | None = None,
+    backlog: int | None = None,
+) -> Sequence[abc.Listener[abc.Stream]]:
+    """Listen on ``address``, in this run's default `Network`.
+
+    Args:
+      network: as for `trionet.dial`.
+      address: as for `trionet.dial`; ``":port"`` stands for every address of this machine, IPv4
+        and IPv6, and port 0 for one that is free, the same for both. A Unix path that is a
+        socket already is taken over, in one step; anything else there is an error.
+      ssl_context: accept `TLSStream` objects, not yet handshaken.
+      options: a `SocketOptions`, or a `MemoryOptions` for ``memb``.
+      backlog: how many connections may wait to be accepted; 128 in memory and the kernel's
+        maximum over sockets unless given.
+
+    Returns:
+      A list of listeners, one for each local address; in memory exactly one.
+
+    Raises:
+      ValueError, TypeError: an argument is wrong; nothing was opened.
+      OSError: the address cannot be listened on; EADDRINUSE if it, or the name, is in use.
+
+    If cancelled, nothing is left listening.
+    """
+    return await _this_network().listen(
+        network, address, ssl_context=ssl_context, options=options, backlog=backlog
+    )
+
+
+def map_network(source: str, target: str) -> None:
+    """Send every later `dial` and `listen` on ``source`` to ``target``; see `Network.map_network`.
+
+    Holds for this run's default `Network`.
+    """
+    _this_network().map_network(source, target)
+
+
+def names(network: str) -> list[str]:
+    """Return the memory names listened on in this run's default network; see `Network.names`."""
+    return _this_network().names(network)
+
+
+def _system() -> abc.Network:
+    return abc.system_network.get() or _SYSTEM
+
+
+def _parse_dialled(network: str, address: str) -> Address:
+    target = Address.parse(network, address)
+    if target.port == 0:
+        raise ValueError(f"bad {network} address {address!r}: port 0 cannot be dialled")
+    return target
+
+
+def _check_tls(
+    target: Address, ssl_context: ssl.SSLContext | None, server_hostname: str | None
+) -> str | None:
+    """Return the name to ask for in the handshake, after checking that it can work."""
+    if ssl_context is None:
+        if server_hostname is not None:
+            raise ValueError(f"server_hostname needs an ssl_context, got {server_hostname!r}")
+        return None
+    if server_hostname is None:
+        server_hostname = _host_in(target)
+    check_tls_arguments(ssl_context, False, server_hostname)
+    return server_hostname
+
+
+def _host_in(target: Address) -> str | None:
+    if target.network in TCP_NETWORKS:
+        # A fully qualified name may end in a dot; a certificate's never does.
+        return (target.host or "localhost").rstrip(".")
+    if target.name is None:
+        return None
+    try:
+        # A mapped TCP address is a memory name, and its host is still what TLS is about.
+        return _host_in(Address.parse("tcp", target.name))
+    except ValueError:
+        return target.name
+
+
+def _secured(
+    stream: abc.Stream, ssl_context: ssl.SSLContext | None, server_hostname: str | None
+) -> abc.Stream:
+    if ssl_context is None:
+        return stream
+    return TLSStream(stream, ssl_context, server_hostname=server_hostname)
+
+
+def _check_backlog(backlog: object) -> None:
+    if backlog is None:
+        return
+    if isinstance(backlog, bool) or not isinstance(backlog, int):
+        raise TypeError(f"backlog must be an int, got {backlog!r}")
+    if backlog < 1:
+        raise ValueError(f"backlog must be at least 1, got {backlog}")
+
+
+def _socket_options(target: Address, options: object) -> SocketOptions:
+    if options is None:
+        return SocketOptions()
+    if not isinstance(options, SocketOptions):
+        _wrong_options(target.network, options, "it takes a SocketOptions")
+    return options
+
+
+def _buffer_size(network: str, real: str, options: object) -> int:
+    if isinstance(options, MemoryOptions):
+        if real == "memu":
+            _wrong_options("memu", options, "it has no buffer to set")
+        return options.buffer_size
+    if options is not None and not _is_mapped_socket(network, real, options):
+        _wrong_options(
+            real, options, "it takes a MemoryOptions" if real == "memb" else "it has none"
+        )
+    return MemoryOptions().buffer_size if real == "memb" else 0
+
+
+def _is_mapped_socket(network: str, real: str, options: object) -> bool:
+    """Whether a program asked for a socket and was mapped into memory: its options are moot."""
+    return network != real and isinstance(options, SocketOptions)
+
+
+def _wrong_options(what: str, options: object, why: str) -> NoReturn:
+    raise TypeError(f"{what} does not go with these options, since {why}: got {options!r}")
