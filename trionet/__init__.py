@@ -27,3 +27,33 @@ from ._streams.tls import TLSInfo as TLSInfo
 from ._streams.tls import TLSListener as TLSListener
 from ._streams.tls import TLSStream as TLSStream
 from ._streams.tls import start_tls as start_tls
+
+__all__ = (
+    "Address",
+    "Connection",
+    "ConnectionInfo",
+    "HalfCloseableConnection",
+    "IdleScope",
+    "Limits",
+    "MemoryListener",
+    "MemoryOptions",
+    "MemoryStream",
+    "Network",
+    "Server",
+    "ServerStatistics",
+    "ShutdownReport",
+    "SocketListener",
+    "SocketOptions",
+    "SocketStream",
+    "TLSInfo",
+    "TLSListener",
+    "TLSStream",
+    "dial",
+    "listen",
+    "map_network",
+    "memory_stream_pair",
+    "names",
+    "serve",
+    "serve_until_signalled",
+    "start_tls",
+)

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
     from .._address import Address
     from .._streams.tls import TLSInfo
-    from .server import Server
+    from .facts import Serving, State
 
 Phase = Literal["handshaking", "active", "closing", "forced"]
-State = Literal["handshaking", "active", "idle", "closing", "forced"]
 
 __all__ = ("Connection", "HalfCloseableConnection", "IdleScope")
 
@@ -39,7 +38,7 @@ class Connection(Stream):
 
     __slots__ = ("_context", "_idle", "_phase", "_scope", "_transport", "server", "started_at")
 
-    def __init__(self, transport: Stream, server: Server, started_at: float) -> None:
+    def __init__(self, transport: Stream, server: Serving, started_at: float) -> None:
         self._transport = transport
         self.server = server
         self.started_at = started_at

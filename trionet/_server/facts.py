@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Literal, Protocol, final
 
 if TYPE_CHECKING:
-    from .._address import Address
-    from .connection import State
+    import trio
 
-__all__ = ("ConnectionInfo", "ServerStatistics", "ShutdownReport")
+    from .._address import Address
+
+__all__ = ("ConnectionInfo", "ServerStatistics", "Serving", "ShutdownReport")
+
+State = Literal["handshaking", "active", "idle", "closing", "forced"]
+
+
+class Serving(Protocol):
+    """A server as its handlers see it; `trionet.Server` is one."""
+
+    draining: trio.Event
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where it listens."""
+
+    @property
+    def connections(self) -> list[ConnectionInfo]:
+        """Facts of each open connection."""
+
+    def statistics(self) -> ServerStatistics:
+        """Return the counts as they are now."""
+
+    def shutdown(self, grace: float | None = None) -> None:
+        """Start to drain."""
 
 
 @final

@@ -1,0 +1,29 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+
+import pytest
+import trustme
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """A throw-away authority, and the contexts of a server and a client that trust it."""
+
+    authority: trustme.CA
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
+
+@pytest.fixture(scope="session")
+def certificates() -> Certificates:
+    """TLS contexts for the names ``localhost``, ``127.0.0.1`` and ``site``."""
+    authority = trustme.CA()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost", "127.0.0.1", "site").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return Certificates(authority, server, client)
