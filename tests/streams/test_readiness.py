@@ -1,0 +1,282 @@
+"""The readiness hub: who is woken, when, and what is left behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trionet import SocketStream
+from trionet._streams import readiness
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the hub needs epoll")
+
+
+class Pairs:
+    """Socket pairs whose near ends all have a task that echoes one receive at a time."""
+
+    def __init__(self, count: int) -> None:
+        pairs = [socket.socketpair() for _ in range(count)]
+        self.near = [SocketStream(near) for near, _ in pairs]
+        self.far = [far for _, far in pairs]
+        self.received: dict[int, bytes] = {}
+
+    async def receive(self, index: int) -> None:
+        self.received[index] = await self.near[index].receive_some(4)
+
+    def close(self) -> None:
+        for near, far in zip(self.near, self.far, strict=True):
+            near.close()
+            far.close()
+
+
+def registered() -> int:
+    return len(readiness._hub.get().entries)
+
+
+async def test_few_sockets_wait_by_themselves_and_many_through_the_hub() -> None:
+    pairs = Pairs(10)
+    async with trio.open_nursery() as nursery:
+        for index in range(10):
+            nursery.start_soon(pairs.receive, index)
+        await wait_all_tasks_blocked()
+        assert registered() == 10 - readiness.DIRECT_WAITS
+
+        for index, far in enumerate(pairs.far):
+            far.send(bytes([index]))
+    assert pairs.received == {index: bytes([index]) for index in range(10)}
+    pairs.close()
+    assert registered() == 0
+
+
+async def test_what_comes_between_two_parks_is_not_missed() -> None:
+    pairs = Pairs(8)
+    for round_number in range(5):
+        async with trio.open_nursery() as nursery:
+            for index in range(8):
+                nursery.start_soon(pairs.receive, index)
+            await wait_all_tasks_blocked()
+            for far in pairs.far:
+                far.send(b"abcdefg"[: round_number + 1])
+        if round_number == 4:
+            # Five bytes came and four were read: the fifth is there without a new edge.
+            assert await pairs.near[7].receive_some(4) == b"e"
+            assert await pairs.near[0].receive_some(4) == b"e"
+    pairs.close()
+
+
+async def test_end_of_file_behind_a_short_read_is_not_waited_for() -> None:
+    pairs = Pairs(8)
+    async with trio.open_nursery() as nursery:
+        for index in range(8):
+            nursery.start_soon(pairs.receive, index)
+        await wait_all_tasks_blocked()
+        for far in pairs.far:
+            far.send(b"ab")
+            far.close()
+    assert set(pairs.received.values()) == {b"ab"}
+    for near in pairs.near:
+        with trio.fail_after(1):
+            assert await near.receive_some(4) == b""
+            assert await near.receive_some(4) == b""
+    pairs.close()
+
+
+async def test_closing_wakes_a_parked_task_with_closed() -> None:
+    pairs = Pairs(8)
+    closed: list[int] = []
+
+    async def expect_closed(index: int) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await pairs.near[index].receive_some()
+        closed.append(index)
+
+    async with trio.open_nursery() as nursery:
+        for index in range(8):
+            nursery.start_soon(expect_closed, index)
+        await wait_all_tasks_blocked()
+        for near in pairs.near:
+            near.close()
+    assert sorted(closed) == list(range(8))
+    assert registered() == 0
+    pairs.close()
+
+
+async def test_a_cancelled_park_leaves_the_socket_ready_for_the_next() -> None:
+    pairs = Pairs(8)
+    async with trio.open_nursery() as nursery:
+        for index in range(8):
+            nursery.start_soon(pairs.receive, index)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert not pairs.received
+
+    for far in pairs.far:
+        far.send(b"late")
+    for index in range(8):
+        await pairs.receive(index)
+    assert set(pairs.received.values()) == {b"late"}
+    pairs.close()
+
+
+async def test_a_reused_descriptor_does_not_inherit_an_event() -> None:
+    pairs = Pairs(6)
+
+    async def expect_closed() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await pairs.near[5].receive_some()
+
+    async with trio.open_nursery() as nursery:
+        for index in range(5):
+            nursery.start_soon(pairs.receive, index)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(expect_closed)
+        await wait_all_tasks_blocked()
+        assert pairs.near[5].socket.fileno() in readiness._hub.get().entries
+        old = pairs.near[5].socket.fileno()
+        pairs.far[5].send(b"x")
+        # The edge is in the epoll, and nobody has polled it yet.
+        pairs.near[5].close()
+        near, far = socket.socketpair()
+        stream = SocketStream(near if near.fileno() == old else far)
+        other = far if near.fileno() == old else near
+        assert stream.socket.fileno() == old
+        with trio.move_on_after(0.01) as scope:
+            await stream.receive_some()
+        assert scope.cancelled_caught
+        other.send(b"y")
+        assert await stream.receive_some() == b"y"
+        stream.close()
+        other.close()
+        nursery.cancel_scope.cancel()
+    pairs.close()
+
+
+async def test_a_spurious_wake_is_no_byte() -> None:
+    pairs = Pairs(8)
+    async with trio.open_nursery() as nursery:
+        for index in range(8):
+            nursery.start_soon(pairs.receive, index)
+        await wait_all_tasks_blocked()
+        for near in pairs.near:
+            readiness.wake(near.socket)
+        await wait_all_tasks_blocked()
+        assert not pairs.received
+        for far in pairs.far:
+            far.send(b"real")
+    assert set(pairs.received.values()) == {b"real"}
+    pairs.close()
+
+
+async def test_a_hang_up_calls_back_once_it_happens() -> None:
+    near, far = socket.socketpair()
+    calls: list[int] = []
+    assert readiness.watch_hangup(near, lambda: calls.append(1))
+    far.send(b"bytes are no hang-up")
+    await wait_all_tasks_blocked()
+    assert calls == []
+
+    far.close()
+    while not calls:
+        await trio.sleep(0.001)
+
+    readiness.forget(near)
+    near.close()
+
+
+async def test_an_unwatched_socket_calls_nobody() -> None:
+    near, far = socket.socketpair()
+    calls: list[int] = []
+    readiness.watch_hangup(near, lambda: calls.append(1))
+    readiness.unwatch_hangup(near)
+    readiness.unwatch_hangup(near)
+    far.close()
+    for _ in range(5):
+        await trio.sleep(0.001)
+    assert calls == []
+    near.close()
+
+
+async def test_a_callback_that_raises_is_logged_and_the_next_still_comes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pairs = [socket.socketpair() for _ in range(2)]
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise ValueError("a bug")
+
+    for near, _far in pairs:
+        readiness.watch_hangup(near, fail)
+    for _near, far in pairs:
+        far.close()
+    while len(calls) < 2:
+        await trio.sleep(0.001)
+    assert "a hang-up callback raised" in caplog.text
+    for near, _far in pairs:
+        readiness.forget(near)
+        near.close()
+
+
+def test_the_hubs_descriptors_end_with_the_run() -> None:
+    async def main() -> None:
+        pairs = Pairs(8)
+        async with trio.open_nursery() as nursery:
+            for index in range(8):
+                nursery.start_soon(pairs.receive, index)
+            await wait_all_tasks_blocked()
+            readiness.watch_hangup(pairs.near[0].socket, list)
+            await trio.sleep(0)
+            nursery.cancel_scope.cancel()
+        pairs.close()
+
+    trio.run(main)
+    base = len(os.listdir("/proc/self/fd"))
+    trio.run(main)
+    assert len(os.listdir("/proc/self/fd")) == base
+
+
+def test_a_child_forked_inside_a_run_does_not_touch_the_hub(monkeypatch: Any) -> None:
+    async def main() -> bool:
+        pairs = Pairs(8)
+        async with trio.open_nursery() as nursery:
+            for index in range(8):
+                nursery.start_soon(pairs.receive, index)
+            await wait_all_tasks_blocked()
+            # What the hook does in a real child.
+            monkeypatch.setattr(readiness, "_forks", readiness._forks + 1)
+            unused = readiness.watch_hangup(pairs.near[0].socket, list)
+            monkeypatch.undo()
+            nursery.cancel_scope.cancel()
+        pairs.close()
+        return unused
+
+    assert trio.run(main) is False
+
+
+async def test_five_thousand_sockets_are_served_through_one_wait() -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 11_000:
+        pytest.skip(f"5,000 socket pairs need 11,000 descriptors, the hard limit is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 11_000), hard))
+    try:
+        pairs = Pairs(5000)
+        async with trio.open_nursery() as nursery:
+            for index in range(5000):
+                nursery.start_soon(pairs.receive, index)
+            await wait_all_tasks_blocked()
+            assert registered() == 5000 - readiness.DIRECT_WAITS
+            for far in pairs.far:
+                far.send(b"ping")
+        assert len(pairs.received) == 5000
+        pairs.close()
+        assert registered() == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

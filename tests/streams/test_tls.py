@@ -1,0 +1,256 @@
+"""TLS over sockets and over memory."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import check_two_way_stream, wait_all_tasks_blocked
+
+import trionet
+from tests.conftest import Certificates
+from tests.helpers import connected
+
+OVER = pytest.mark.parametrize(
+    ("network", "address"), [("memb", "site"), ("memu", "site"), ("tcp", "localhost:0")]
+)
+
+
+async def tls_pair(network: str, address: str, certificates: Certificates) -> tuple[Any, Any]:
+    """Dial and accept one TLS connection, not yet handshaken."""
+    if network == "tcp":
+        address = "127.0.0.1:0"
+    listeners = await trionet.listen(network, address, ssl_context=certificates.server)
+    client = await trionet.dial(network, str(listeners[0].address), ssl_context=certificates.client)
+    server = await listeners[0].accept()
+    for one in listeners:
+        await one.aclose()
+    return client, server
+
+
+async def both(one: Any, other: Any) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one)
+        nursery.start_soon(other)
+
+
+@pytest.mark.parametrize(("network", "address"), [("memb", "site"), ("tcp", "localhost:0")])
+async def test_tls_keeps_trios_contract(
+    network: str, address: str, certificates: Certificates
+) -> None:
+    async def make() -> Any:
+        client, server = await tls_pair(network, address, certificates)
+        await both(client.do_handshake, server.do_handshake)
+        return client, server
+
+    await check_two_way_stream(make, None)
+
+
+@OVER
+async def test_the_first_send_and_receive_do_the_handshake(
+    network: str, address: str, certificates: Certificates
+) -> None:
+    client, server = await tls_pair(network, address, certificates)
+    assert (client.tls, server.tls) == (None, None)
+    assert "not handshaken" in repr(client)
+    received = []
+
+    async def receive() -> None:
+        # Over memu the close_notify, too, waits for somebody to read it.
+        while data := await server.receive_some():
+            received.append(data)
+        await trio.aclose_forcefully(server)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await client.send_all(b"hello")
+        await client.aclose()
+
+    assert received == [b"hello"]
+    assert client.tls.version == server.tls.version == "TLSv1.3"
+    assert client.tls.cipher
+    assert client.tls.peer_certificate
+    assert server.tls.peer_certificate is None
+    assert client.local_address == server.remote_address
+    assert (client.bytes_sent, server.bytes_received) == (5, 5)
+    assert client.transport_socket is None
+
+
+async def test_alpn_is_what_both_sides_chose(certificates: Certificates) -> None:
+    server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificates.authority.issue_cert("site").configure_cert(server_context)
+    server_context.set_alpn_protocols(["h2", "http/1.1"])
+    client_context = ssl.create_default_context()
+    certificates.authority.configure_trust(client_context)
+    client_context.set_alpn_protocols(["http/1.1"])
+    (listener,) = await trionet.listen("memb", "site", ssl_context=server_context)
+    client = await trionet.dial("memb", "site", ssl_context=client_context)
+    server = await listener.accept()
+
+    await both(client.do_handshake, server.do_handshake)
+
+    assert client.tls is not None
+    assert client.tls.alpn_protocol == server.tls.alpn_protocol == "http/1.1"  # type: ignore[union-attr]
+
+
+async def test_two_tasks_may_meet_in_the_handshake(certificates: Certificates) -> None:
+    client, server = await tls_pair("memb", "site", certificates)
+    received = []
+
+    async def receive(stream: Any) -> None:
+        received.append(await stream.receive_some())
+
+    async with trio.open_nursery() as nursery:
+        for stream, data in ((client, b"from client"), (server, b"from server")):
+            nursery.start_soon(receive, stream)
+            nursery.start_soon(stream.send_all, data)
+
+    assert sorted(received) == [b"from client", b"from server"]
+
+
+async def test_a_failed_handshake_breaks_both_tasks_and_every_later_call(
+    certificates: Certificates, autojump_clock: Any
+) -> None:
+    """trio.SSLStream leaves the second task waiting for ever."""
+    near, far = trionet.memory_stream_pair(65536)
+    stream = trionet.TLSStream(near, certificates.server, server_side=True)
+    broken: list[str] = []
+
+    async def expect_broken(operation: Any, *args: Any) -> None:
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await operation(*args)
+        assert isinstance(caught.value.__cause__, ssl.SSLError)
+        broken.append(operation.__name__)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect_broken, stream.receive_some)
+        nursery.start_soon(expect_broken, stream.send_all, b"x")
+        await wait_all_tasks_blocked()
+        await far.send_all(b"GET / HTTP/1.1\r\n\r\n")
+    with trio.fail_after(1):
+        await expect_broken(stream.do_handshake)
+        await expect_broken(stream.wait_send_all_might_not_block)
+    assert len(broken) == 4
+    await stream.aclose()
+
+
+async def test_a_wrong_certificate_fails_on_the_clients_side(certificates: Certificates) -> None:
+    (listener,) = await trionet.listen("memb", "site", ssl_context=certificates.server)
+    client = await trionet.dial("memb", "site", ssl_context=ssl.create_default_context())
+    server = await listener.accept()
+
+    async def expect_broken(stream: Any) -> None:
+        with pytest.raises(trio.BrokenResourceError, match="TLS handshake failed"):
+            await stream.do_handshake()
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect_broken, client)
+        nursery.start_soon(expect_broken, server)
+
+
+async def test_a_cut_connection_is_broken_and_a_closed_one_ends(
+    certificates: Certificates,
+) -> None:
+    client, server = await tls_pair("memb", "site", certificates)
+    await both(client.do_handshake, server.do_handshake)
+    await client.send_all(b"bye")
+    await client.aclose()
+    assert await server.receive_some() == b"bye"
+    assert await server.receive_some() == b""
+
+    client, server = await tls_pair("memb", "site", certificates)
+    await both(client.do_handshake, server.do_handshake)
+    await client.transport.aclose()
+    with pytest.raises(trio.BrokenResourceError):
+        await server.receive_some()
+    await server.aclose()
+
+
+async def test_closing_before_the_handshake_does_none(certificates: Certificates) -> None:
+    client, server = await tls_pair("memu", "site", certificates)
+    await client.aclose()
+    assert client.closed
+    with pytest.raises(trio.BrokenResourceError):
+        await server.do_handshake()
+    with pytest.raises(trio.ClosedResourceError):
+        await client.send_all(b"x")
+    await server.aclose()
+    await server.aclose()
+
+
+async def test_a_receive_can_be_interrupted(certificates: Certificates) -> None:
+    client, server = await tls_pair("memb", "site", certificates)
+    await both(client.do_handshake, server.do_handshake)
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            with pytest.raises(trionet.abc.ReceiveInterrupted):
+                await server.receive_some()
+
+        nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        server.interrupt_receive()
+    server.resume_receive()
+    await client.send_all(b"goes on")
+    assert server.is_readable()
+    assert await server.receive_some() == b"goes on"
+
+
+async def test_a_listeners_context_can_be_replaced(certificates: Certificates) -> None:
+    (listener,) = await trionet.listen("memb", "site", ssl_context=certificates.server)
+    fresh = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    other = type(certificates.authority)()
+    other.issue_cert("site").configure_cert(fresh)
+    trust = ssl.create_default_context()
+    other.configure_trust(trust)
+
+    listener.ssl_context = fresh
+
+    client = await trionet.dial("memb", "site", ssl_context=trust)
+    server = await listener.accept()
+    await both(client.do_handshake, server.do_handshake)
+    assert repr(listener) == "<TLSListener over <MemoryListener memb site>>"
+    await listener.aclose()
+
+
+async def test_start_tls_switches_a_connection_in_use(certificates: Certificates) -> None:
+    client, server = await connected("memb", "site")
+    await client.send_all(b"STARTTLS")
+    assert await server.receive_some() == b"STARTTLS"
+    streams: dict[str, trionet.TLSStream] = {}
+
+    async def switch(name: str, stream: Any, context: ssl.SSLContext, **settings: Any) -> None:
+        streams[name] = await trionet.start_tls(stream, context, **settings)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            lambda: switch("client", client, certificates.client, server_hostname="site")
+        )
+        nursery.start_soon(lambda: switch("server", server, certificates.server, server_side=True))
+    await streams["client"].send_all(b"secret")
+    assert await streams["server"].receive_some() == b"secret"
+
+
+async def test_start_tls_closes_what_it_cannot_secure(certificates: Certificates) -> None:
+    client, server = await connected("memb", "site")
+    await client.send_all(b"this is no ClientHello at all")
+    with pytest.raises(trio.BrokenResourceError):
+        await trionet.start_tls(server, certificates.server, server_side=True)
+    assert server.closed
+    with pytest.raises(ValueError, match="server_hostname is for clients"):
+        await trionet.start_tls(
+            client, certificates.server, server_side=True, server_hostname="site"
+        )
+
+
+async def test_tls_runs_over_a_foreign_stream(certificates: Certificates) -> None:
+    near, far = trio.testing.memory_stream_pair()
+    client = trionet.TLSStream(near, certificates.client, server_hostname="site")
+    server = trionet.TLSStream(far, certificates.server, server_side=True)
+    await both(client.do_handshake, server.do_handshake)
+    await client.send_all(b"hello")
+    assert await server.receive_some() == b"hello"
+    assert client.local_address.network == "unknown"
