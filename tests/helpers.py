@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 
-class CancelAt(trio.abc.Instrument):
-    """Cancels a scope when one task comes to its n-th step."""
+class AtStep(trio.abc.Instrument):
+    """Calls ``action`` after the n-th step of one task."""
 
-    def __init__(self, scope: trio.CancelScope, n: int) -> None:
-        self._scope = scope
+    def __init__(self, n: int, action: Callable[[], object]) -> None:
         self._left = n
+        self._action = action
         self.task: trio.lowlevel.Task | None = None
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
@@ -28,7 +28,7 @@ class CancelAt(trio.abc.Instrument):
         if task is self.task:
             self._left -= 1
             if self._left == 0:
-                self._scope.cancel()
+                self._action()
 
 
 @dataclass
@@ -50,7 +50,7 @@ async def cancelled_at(n: int, operation: Callable[[], Awaitable[Any]]) -> Attem
     """Run ``operation`` and cancel it after its n-th step, or when it has come to wait for good."""
     attempt = Attempt(finished=False, last=False, result=None)
     with trio.CancelScope() as scope:
-        instrument = CancelAt(scope, n)
+        instrument = AtStep(n, scope.cancel)
         async with trio.open_nursery() as nursery:
 
             async def watched() -> None:

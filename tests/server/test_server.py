@@ -1,0 +1,686 @@
+"""Accepting, isolating and counting."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import check_half_closeable_stream, check_two_way_stream, wait_all_tasks_blocked
+
+import trionet
+from tests.conftest import Certificates
+from tests.helpers import read_all
+from trionet import Connection, HalfCloseableConnection, Limits, Server, ServerStatistics
+
+
+async def echo(connection: Connection) -> None:
+    async for data in connection:
+        await connection.send_all(data)
+
+
+async def start(
+    nursery: trio.Nursery,
+    handler: Any,
+    network: str = "memb",
+    address: str = "site",
+    *,
+    ssl_context: Any = None,
+    **settings: Any,
+) -> Server:
+    server = Server(handler, **settings)
+    listeners = await trionet.listen(network, address, ssl_context=ssl_context)
+    await nursery.start(server.serve, listeners)
+    return server
+
+
+async def ask(network: str = "memb", address: str = "site") -> bytes:
+    """Send a word, and return what comes back."""
+    stream = await trionet.dial(network, address)
+    await stream.send_all(b"hello")
+    reply = await stream.receive_some()
+    await stream.aclose()
+    return bytes(reply)
+
+
+@pytest.mark.parametrize(
+    ("network", "address"),
+    [("memu", "site"), ("memb", "site"), ("tcp", "127.0.0.1:0"), ("unix", "PATH")],
+)
+async def test_a_handler_serves_whatever_the_network(
+    network: str, address: str, nursery: trio.Nursery, tmp_path: Any
+) -> None:
+    server = await start(nursery, echo, network, address.replace("PATH", str(tmp_path / "s")))
+    for _ in range(3):
+        assert await ask(network, str(server.addresses[0])) == b"hello"
+    server.shutdown()
+    await server.wait_closed()
+    assert server.statistics() == ServerStatistics(3, 0, 3, 0, 0)
+
+
+async def test_one_server_serves_several_listeners(nursery: trio.Nursery) -> None:
+    server = Server(echo)
+    listeners = [
+        *await trionet.listen("memu", "a"),
+        *await trionet.listen("memb", "b"),
+        *await trionet.listen("tcp", "127.0.0.1:0"),
+    ]
+    addresses = await nursery.start(server.serve, listeners)
+    assert addresses == server.addresses
+    for address in addresses:
+        assert await ask(address.network, str(address)) == b"hello"
+    server.shutdown()
+
+
+async def connection_pair(network: str, address: str) -> tuple[Any, Any]:
+    """Return a client's stream and the connection that a server's handler got for it."""
+    got: list[Connection] = []
+    held = trio.Event()
+
+    async def hold(connection: Connection) -> None:
+        got.append(connection)
+        held.set()
+        await trio.sleep_forever()
+
+    # A system task, so that the pair outlives this function; the run ends it.
+    server = Server(hold)
+    listeners = await trionet.listen(network, address)
+    trio.lowlevel.spawn_system_task(server.serve, listeners)
+    client = await trionet.dial(listeners[0].address.network, str(listeners[0].address))
+    await held.wait()
+    for listener in listeners:
+        await listener.aclose()
+    return client, got[0]
+
+
+@pytest.mark.parametrize(("network", "address"), [("memb", "site"), ("tcp", "127.0.0.1:0")])
+async def test_a_connection_keeps_trios_contract(network: str, address: str) -> None:
+    await check_half_closeable_stream(partial(connection_pair, network, address), None)
+
+
+async def test_a_connection_over_tls_keeps_trios_contract(
+    nursery: trio.Nursery, certificates: Certificates
+) -> None:
+    connections: dict[Any, Connection] = {}
+    arrived: dict[Any, trio.Event] = {}
+
+    async def hold(connection: Connection) -> None:
+        connections[connection.remote_address] = connection
+        arrived[connection.remote_address].set()
+        await trio.sleep_forever()
+
+    await start(nursery, hold, ssl_context=certificates.server)
+
+    async def make() -> Any:
+        client = await trionet.dial("memb", "site", ssl_context=certificates.client)
+        event = arrived[client.local_address] = trio.Event()
+        await client.do_handshake()
+        await event.wait()
+        return client, connections[client.local_address]
+
+    await check_two_way_stream(make, None)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_tells_what_the_server_knows(
+    nursery: trio.Nursery, autojump_clock: Any, certificates: Certificates
+) -> None:
+    facts: dict[str, Any] = {}
+
+    async def look(connection: Connection) -> None:
+        await trio.sleep(1)
+        connection.context["mine"] = 1
+        facts.update(
+            kind=type(connection),
+            started_at=connection.started_at,
+            context=connection.context,
+            server=connection.server,
+            tls=connection.tls,
+            received=await connection.receive_some(),
+            has_handshake=hasattr(connection, "do_handshake"),
+            state=connection.state,
+            socket=connection.transport_socket,
+            text=repr(connection),
+        )
+
+    server = await start(nursery, look)
+    client = await trionet.dial("memb", "site", local_address="me")
+    await client.send_all(b"abc")
+    await wait_all_tasks_blocked()
+    (info,) = server.connections
+    assert (str(info.remote_address), str(info.local_address)) == ("me", "site")
+    assert (info.age, info.bytes_received, info.bytes_sent, info.state) == (0, 0, 0, "active")
+    assert await client.receive_some() == b""
+
+    assert facts == {
+        "kind": HalfCloseableConnection,
+        "started_at": 0,
+        "context": {"mine": 1},
+        "server": server,
+        "tls": None,
+        "received": b"abc",
+        "has_handshake": False,
+        "state": "active",
+        "socket": None,
+        "text": "<HalfCloseableConnection <MemoryStream memb site -> me>>",
+    }
+    server.shutdown()
+
+    secure = await start(nursery, look, "memu", ssl_context=certificates.server)
+    tls_client = await trionet.dial("memu", "site", ssl_context=certificates.client)
+    await tls_client.send_all(b"abc")
+    assert await tls_client.receive_some() == b""
+    assert facts["kind"] is Connection
+    assert facts["tls"].version == "TLSv1.3"
+    secure.shutdown()
+
+
+async def test_a_handler_that_raises_ends_its_own_connection_only(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fragile(connection: Connection) -> None:
+        if await connection.receive_some() == b"bad":
+            raise ValueError("a bug")
+        await trio.sleep_forever()
+
+    server = await start(nursery, fragile)
+    good = await trionet.dial("memb", "site")
+    await good.send_all(b"good")
+    bad = await trionet.dial("memb", "site", local_address="e\nvil")
+    await bad.send_all(b"bad")
+
+    assert await bad.receive_some() == b""
+    await wait_all_tasks_blocked()
+    assert server.statistics() == ServerStatistics(2, 1, 0, 1, 0)
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert record.getMessage() == r"handler failed for client 'e\nvil'"
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], ValueError)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_group_reaches_on_error_as_it_is(nursery: trio.Nursery) -> None:
+    seen: list[tuple[Connection, Exception]] = []
+    group = ExceptionGroup("two", [ValueError("a"), KeyError("b")])
+
+    async def fail(connection: Connection) -> None:
+        raise group
+
+    server = await start(nursery, fail, on_error=lambda *both: seen.append(both))
+    client = await trionet.dial("memb", "site")
+    assert await client.receive_some() == b""
+    assert seen[0][1] is group
+    assert isinstance(seen[0][0], Connection)
+    server.shutdown()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+async def test_what_is_no_exception_leaves_serve_as_itself(kind: type[BaseException]) -> None:
+    async def quit_all(connection: Connection) -> None:
+        raise kind("enough")
+
+    server = Server(quit_all)
+    listeners = await trionet.listen("memb", "site")
+    await trionet.dial("memb", "site")
+    with pytest.raises(kind, match="enough"):
+        await server.serve(listeners)
+    assert trionet.names("memb") == []
+
+
+async def test_a_mixed_group_is_split(nursery: trio.Nursery) -> None:
+    seen: list[Exception] = []
+
+    async def both(connection: Connection) -> None:
+        raise BaseExceptionGroup("both", [ValueError("a"), SystemExit("b")])
+
+    server = Server(both, on_error=lambda _, error: seen.append(error))
+    listeners = await trionet.listen("memb", "site")
+    await trionet.dial("memb", "site")
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await server.serve(listeners)
+    assert [type(one) for one in caught.value.exceptions] == [SystemExit]
+    (error,) = seen
+    assert isinstance(error, ExceptionGroup)
+    assert [str(one) for one in error.exceptions] == ["a"]
+
+
+async def test_an_error_in_on_error_leaves_serve_as_itself() -> None:
+    def fail(connection: Connection, error: Exception) -> None:
+        raise KeyError("on_error")
+
+    async def bug(connection: Connection) -> None:
+        raise ValueError("a bug")
+
+    server = Server(bug, on_error=fail)
+    listeners = await trionet.listen("memb", "site")
+    client = await trionet.dial("memb", "site")
+    with pytest.raises(KeyError, match="on_error"):
+        await server.serve(listeners)
+    assert await client.receive_some() == b""
+    assert trionet.names("memb") == []
+
+
+@pytest.mark.parametrize(("network", "address"), [("memb", "site"), ("tcp", "127.0.0.1:0")])
+async def test_a_peer_that_vanishes_is_counted_and_no_error(
+    network: str, address: str, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def talk(connection: Connection) -> None:
+        while True:
+            await connection.send_all(bytes(100_000))
+
+    server = await start(nursery, talk, network, address)
+    client = await trionet.dial(network, str(server.addresses[0]))
+    await client.receive_some()
+    await client.aclose()
+    while server.statistics().active:
+        await trio.sleep(0.001)
+    assert server.statistics().failed == 1
+    assert not [one for one in caplog.records if one.levelno > 10]
+    server.shutdown()
+
+
+async def test_a_broken_upstream_is_the_handlers_error(nursery: trio.Nursery) -> None:
+    seen: list[Exception] = []
+
+    async def proxy(connection: Connection) -> None:
+        raise trio.BrokenResourceError("upstream")
+
+    server = await start(nursery, proxy, on_error=lambda _, error: seen.append(error))
+    client = await trionet.dial("memb", "site")
+    assert await client.receive_some() == b""
+    assert [str(one) for one in seen] == ["upstream"]
+    server.shutdown()
+
+
+async def test_plaintext_at_the_tls_port_ends_only_itself(
+    nursery: trio.Nursery, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await start(nursery, echo, "tcp", "127.0.0.1:0", ssl_context=certificates.server)
+    address = str(server.addresses[0])
+    plain = await trionet.dial("tcp", address)
+    await plain.send_all(b"GET / HTTP/1.1\r\n\r\n")
+    # Whatever comes, an alert or nothing, the connection ends.
+    with contextlib.suppress(trio.BrokenResourceError):
+        await read_all(plain)
+    secure = await trionet.dial("tcp", address, ssl_context=certificates.client)
+    await secure.send_all(b"hello")
+    assert await secure.receive_some() == b"hello"
+    await secure.aclose()
+    await plain.aclose()
+    while server.statistics().active:
+        await trio.sleep(0.001)
+    assert server.statistics() == ServerStatistics(2, 0, 1, 1, 0)
+    assert not [one for one in caplog.records if one.levelno > 10]
+    server.shutdown()
+
+
+async def test_a_silent_handshake_times_out_exactly(
+    nursery: trio.Nursery, autojump_clock: Any, certificates: Certificates
+) -> None:
+    calls: list[Connection] = []
+
+    async def handler(connection: Connection) -> None:
+        calls.append(connection)
+
+    server = await start(
+        nursery,
+        handler,
+        ssl_context=certificates.server,
+        limits=Limits(handshake_timeout=3),
+    )
+    silent = await trionet.dial("memb", "site")
+    trickling = await trionet.dial("memb", "site")
+
+    async def trickle() -> None:
+        try:
+            for byte in b"\x16\x03\x01\x02\x00\x01":
+                await trickling.send_all(bytes([byte]))
+                await trio.sleep(0.9)
+        except trio.BrokenResourceError:
+            pass
+
+    nursery.start_soon(trickle)
+    assert await silent.receive_some() == b""
+    assert trio.current_time() == 3
+    assert await trickling.receive_some() == b""
+    assert trio.current_time() == 3
+    assert not calls
+    assert server.statistics().failed == 2
+    server.shutdown()
+
+
+async def test_pause_leaves_clients_in_the_backlog_until_there_is_room(
+    nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    running: list[int] = []
+    most = 0
+
+    async def work(connection: Connection) -> None:
+        nonlocal most
+        running.append(1)
+        most = max(most, len(running))
+        await trio.sleep(1)
+        running.pop()
+
+    server = Server(work, limits=Limits(max_connections=2))
+    listeners = [*await trionet.listen("memb", "a"), *await trionet.listen("memu", "b")]
+    await nursery.start(server.serve, listeners)
+    clients = [await trionet.dial(*("memb", "a") if n % 2 else ("memu", "b")) for n in range(7)]
+    await wait_all_tasks_blocked()
+    assert server.statistics() == ServerStatistics(2, 2, 0, 0, 0)
+
+    async with trio.open_nursery() as waiting:
+        for client in clients:
+            waiting.start_soon(client.receive_some)
+
+    assert most == 2
+    assert trio.current_time() == 4
+    server.shutdown()
+    await server.wait_closed()
+    assert server.statistics() == ServerStatistics(7, 0, 7, 0, 0)
+
+
+async def test_reject_closes_at_once_what_has_no_room(
+    nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    async def work(connection: Connection) -> None:
+        await trio.sleep(1)
+
+    server = await start(nursery, work, limits=Limits(max_connections=2, overload="reject"))
+    clients = [await trionet.dial("memb", "site") for _ in range(5)]
+    ended: list[float] = []
+    async with trio.open_nursery() as waiting:
+
+        async def wait(client: trionet.MemoryStream) -> None:
+            assert await client.receive_some() == b""
+            ended.append(trio.current_time())
+
+        for client in clients:
+            waiting.start_soon(wait, client)
+    assert sorted(ended) == [0, 0, 0, 1, 1]
+    assert server.statistics() == ServerStatistics(5, 0, 2, 0, 3)
+    assert len(ended) == 5
+    server.shutdown()
+
+
+async def test_the_last_of_max_accepts_starts_the_drain(
+    nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    server = await start(nursery, echo, limits=Limits(max_accepts=2))
+    assert await ask() == b"hello"
+    assert not server.draining.is_set()
+    await wait_all_tasks_blocked()
+    assert await ask() == b"hello"
+    with pytest.raises(ConnectionRefusedError):
+        await ask()
+    assert (await server.wait_closed()).completed == 1
+    assert server.statistics().accepted == 2
+
+
+async def test_a_paused_server_accepts_nobody_until_it_resumes(
+    nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    server = await start(nursery, echo)
+    server.pause()
+    client = await trionet.dial("memb", "site")
+    await client.send_all(b"hello")
+    await wait_all_tasks_blocked()
+    assert server.statistics().accepted == 0
+    server.resume()
+    assert await client.receive_some() == b"hello"
+    server.shutdown()
+
+
+async def test_a_normal_end_reads_and_drops_what_would_reset_the_reply(
+    nursery: trio.Nursery,
+) -> None:
+    """On a socket, closing over unread input resets the connection and may eat the reply."""
+
+    async def reply_unread(connection: Connection) -> None:
+        await connection.receive_some(1)
+        await connection.send_all(bytes(50_000))
+
+    server = await start(nursery, reply_unread, "tcp", "127.0.0.1:0")
+    client = await trionet.dial("tcp", str(server.addresses[0]))
+    await client.send_all(bytes(20_000))
+    assert len(await read_all(client)) == 50_000
+    await client.aclose()
+    server.shutdown()
+
+
+async def test_lingering_ends_after_linger_seconds_or_64_kib(
+    nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    async def reply_unread(connection: Connection) -> None:
+        await connection.receive_some(1)
+
+    server = await start(nursery, reply_unread, limits=Limits(linger=2))
+    silent = await trionet.dial("memb", "site")
+    await silent.send_all(b"xx")
+    assert await silent.receive_some() == b""
+    await wait_all_tasks_blocked()
+    assert [one.state for one in server.connections] == ["closing"]
+    with pytest.raises(trio.BrokenResourceError):
+        while True:
+            await trio.sleep(0.5)
+            await silent.send_all(b"x")
+    assert trio.current_time() == 2
+
+    flooding = await trionet.dial("memb", "site")
+    with pytest.raises(trio.BrokenResourceError):
+        while True:
+            await flooding.send_all(bytes(1000))
+    assert flooding.bytes_sent < 200_000
+    await wait_all_tasks_blocked()
+    assert trio.current_time() == 2
+    assert server.statistics().completed == 2
+    server.shutdown()
+
+
+async def test_a_close_notify_nobody_reads_is_bounded_by_linger(
+    nursery: trio.Nursery, autojump_clock: Any, certificates: Certificates
+) -> None:
+    done = trio.Event()
+
+    async def handler(connection: Connection) -> None:
+        await connection.receive_some()
+        done.set()
+
+    server = await start(
+        nursery, handler, "memu", ssl_context=certificates.server, limits=Limits(linger=2)
+    )
+    client = await trionet.dial("memu", "site", ssl_context=certificates.client)
+    await client.send_all(b"x")
+    await done.wait()
+    while server.statistics().active:
+        await trio.sleep(0.25)
+    assert trio.current_time() in {2, 2.25}
+    assert server.statistics().completed == 1
+    server.shutdown()
+
+
+async def test_exhausted_descriptors_are_waited_out_and_logged(
+    nursery: trio.Nursery, autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (listener,) = await trionet.listen("memb", "site")
+    real = listener.accept_nowait
+    failures = iter([errno.EMFILE, errno.ENFILE])
+
+    class Exhausted:
+        """A listener whose first two accepts find no descriptor."""
+
+    def accept_nowait() -> trionet.MemoryStream:
+        code = next(failures, None)
+        if code is not None:
+            raise OSError(code, "no descriptors")
+        return real()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trionet.MemoryListener, "accept_nowait", lambda self: accept_nowait())
+        server = Server(echo)
+        await nursery.start(server.serve, [listener])
+        assert await ask() == b"hello"
+        assert trio.current_time() == pytest.approx(0.2)
+        server.shutdown()
+        await server.wait_closed()
+    assert len(caplog.records) == 2
+
+
+async def test_a_listener_that_fails_ends_serve_after_a_drain(
+    autojump_clock: Any,
+) -> None:
+    (listener,) = await trionet.listen("memb", "site")
+
+    def accept_nowait(self: Any) -> Any:
+        raise OSError(errno.EBADF, "gone")
+
+    server = Server(echo)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trionet.MemoryListener, "accept_nowait", accept_nowait)
+        await trionet.dial("memb", "site")
+        with pytest.raises(OSError, match="gone"):
+            await server.serve([listener])
+    assert trionet.names("memb") == []
+
+
+async def test_serve_ends_when_its_listeners_were_closed(
+    nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    server = Server(echo)
+    (listener,) = await trionet.listen("memb", "site")
+    await nursery.start(server.serve, [listener])
+    await wait_all_tasks_blocked()
+    await listener.aclose()
+    assert (await server.wait_closed()).completed == 0
+
+
+async def test_a_foreign_listener_holds_at_most_one_client_unstarted(
+    nursery: trio.Nursery,
+) -> None:
+    running: list[Connection] = []
+    go = trio.Event()
+
+    async def work(connection: Connection) -> None:
+        running.append(connection)
+        await go.wait()
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    server = Server(work, limits=Limits(max_connections=1))
+    await nursery.start(server.serve, listeners)
+    port = listeners[0].socket.getsockname()[1]
+    clients = [await trionet.dial("tcp", f"127.0.0.1:{port}") for _ in range(3)]
+    while not running:
+        await trio.sleep(0.001)
+    for _ in range(10):
+        await trio.sleep(0.001)
+    assert server.statistics() == ServerStatistics(1, 1, 0, 0, 0)
+    assert running[0].remote_address == clients[0].local_address
+    go.set()
+    for client in clients:
+        assert await client.receive_some() == b""
+        await client.aclose()
+    server.shutdown()
+    await server.wait_closed()
+    assert server.statistics() == ServerStatistics(3, 0, 3, 0, 0)
+
+
+async def test_start_tls_switches_a_connection_in_use(
+    nursery: trio.Nursery, certificates: Certificates
+) -> None:
+    async def upgrade(connection: Connection) -> None:
+        assert await connection.receive_some() == b"STARTTLS"
+        await connection.send_all(b"OK")
+        await connection.start_tls(certificates.server)
+        assert connection.tls is not None
+        with pytest.raises(RuntimeError, match="TLS"):
+            await connection.send_eof()  # type: ignore[attr-defined]
+        await echo(connection)
+
+    server = await start(nursery, upgrade)
+    client = await trionet.dial("memb", "site")
+    await client.send_all(b"STARTTLS")
+    assert await client.receive_some() == b"OK"
+    secure = await trionet.start_tls(client, certificates.client, server_hostname="site")
+    await secure.send_all(b"hello")
+    assert await secure.receive_some() == b"hello"
+    await secure.aclose()
+    server.shutdown()
+    await server.wait_closed()
+    assert server.statistics().completed == 1
+
+
+async def test_a_reset_before_accept_hurts_nobody(nursery: trio.Nursery) -> None:
+    server = Server(echo)
+    listeners = await trionet.listen("tcp", "127.0.0.1:0")
+    port = listeners[0].address.port
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", port or 0)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await nursery.start(server.serve, listeners)
+    assert await ask("tcp", str(listeners[0].address)) == b"hello"
+    server.shutdown()
+    await server.wait_closed()
+    counts = server.statistics()
+    assert counts.accepted == counts.completed + counts.failed == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "named"),
+    [
+        ({"handler": None}, TypeError, "handler"),
+        ({"limits": 5}, TypeError, "limits"),
+        ({"on_error": "log"}, TypeError, "on_error"),
+        ({"grace": -1}, ValueError, "grace"),
+        ({"grace": "10"}, TypeError, "grace"),
+        ({"grace": float("nan")}, ValueError, "grace"),
+    ],
+)
+def test_a_server_checks_its_arguments(settings: Any, error: Any, named: str) -> None:
+    with pytest.raises(error, match=named):
+        Server(**{"handler": echo, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"max_connections": 0}, ValueError),
+        ({"max_connections": 1.5}, TypeError),
+        ({"max_accepts": -1}, ValueError),
+        ({"overload": "drop"}, ValueError),
+        ({"handshake_timeout": -1}, ValueError),
+        ({"handshake_timeout": "1"}, TypeError),
+        ({"linger": None}, TypeError),
+        ({"linger": -0.5}, ValueError),
+    ],
+)
+def test_limits_check_themselves(settings: Any, error: Any) -> None:
+    (name,) = settings
+    with pytest.raises(error, match=rf"Limits\.{name}"):
+        Limits(**settings)
+
+
+async def test_serve_checks_its_listeners() -> None:
+    (listener,) = await trionet.listen("memb", "site")
+    with pytest.raises(TypeError, match="a list of listeners, got one"):
+        await Server(echo).serve(listener)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="'x'"):
+        await Server(echo).serve(["x"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="at least one"):
+        await Server(echo).serve([])
+
+
+async def test_a_server_serves_once(nursery: trio.Nursery, autojump_clock: Any) -> None:
+    server = await start(nursery, echo)
+    assert repr(server) == "<Server memb site active=0>"
+    with pytest.raises(RuntimeError, match="once"):
+        await server.serve(await trionet.listen("memb", "other"))
+    server.shutdown()
+    assert repr(server) == "<Server draining memb site active=0>"
+    with pytest.raises(ValueError, match="grace"):
+        server.shutdown(-1)
