@@ -1,0 +1,104 @@
+"""Everything this project does to itself, by name: ``nox -s NAME``, or ``nox -l`` for the list."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["tests", "lint", "typing"]
+nox.options.error_on_missing_interpreters = False
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+HERE = pathlib.Path(__file__).parent
+
+
+def say(text: str) -> None:
+    """Print a line that stands out from the tools' own."""
+    print(f"\n>>> {text}", flush=True)
+
+
+def install(session: nox.Session, *groups: str, extras: str = "") -> None:
+    """Install trionet as a wheel, as its users get it, and the named dependency groups."""
+    packages = nox.project.dependency_groups(PROJECT, *groups) if groups else ()
+    session.install(f".{extras}", *packages)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the test suite, or the part of it named after ``--``."""
+    install(session, "test")
+    session.run("pytest", *session.posargs)
+    say("The tests passed. Every skipped one is listed above with its reason.")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check types with mypy and pyright, where trio-typing's stubs are not installed."""
+    install(session, "typing")
+    session.run("mypy")
+    session.run("pyright", "--ignoreexternal", "--verifytypes", "trionet")
+
+
+@nox.session
+def trio_typing(session: nox.Session) -> None:
+    """Prove that an application still carrying trio-typing can use trionet."""
+    install(session, extras="[httpx]")
+    session.install("trio-typing==0.10.0")
+    modules = [
+        ".".join(("trionet", *path.relative_to(HERE / "trionet").with_suffix("").parts))
+        for path in sorted((HERE / "trionet").rglob("*.py"))
+    ]
+    imports = "".join(f"import {module.removesuffix('.__init__')}\n" for module in modules)
+    session.run("python", "-W", "error", "-c", imports)
+    session.run("python", "examples/echo.py")
+    say(f"{len(modules)} modules import and the echo example runs beside trio-typing 0.10.")
+
+
+@nox.session
+def serve(session: nox.Session) -> None:
+    """Serve examples/httpd/site over TCP and TLS until Ctrl-C, or as the arguments after -- say."""
+    install(session, "examples")
+    arguments = session.posargs or ["--bind", "tcp::8080", "--tls-bind", "tcp::8443"]
+    session.run("python", "-m", "examples.httpd", *arguments, success_codes=[0, 130])
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Fetch pages over TCP, TLS and memory, and drain while a download runs."""
+    install(session, "examples")
+    session.run("python", "-m", "examples.demo", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run the tests of the example programs."""
+    install(session, "test")
+    session.run("pytest", "tests/examples", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure trionet and its peers in turns; ``-- memory`` runs one file of ``bench/``."""
+    install(session, "bench")
+    names = session.posargs or [""]
+    files = [str(path) for name in names for path in sorted(HERE.glob(f"bench/bench_{name}*.py"))]
+    if not files:
+        session.error(f"no benchmark is named {' or '.join(names)}: look into bench/")
+    session.run("pytest", "-s", "-o", "python_files=bench_*.py", *files)
+
+
+if __name__ == "__main__":
+    sys.exit("run me with nox: python3 -m nox -l")
