@@ -97,7 +97,17 @@ def bench(session: nox.Session) -> None:
     files = [str(path) for name in names for path in sorted(HERE.glob(f"bench/bench_{name}*.py"))]
     if not files:
         session.error(f"no benchmark is named {' or '.join(names)}: look into bench/")
-    session.run("pytest", "-s", "-o", "python_files=bench_*.py", *files)
+    session.run(
+        "pytest",
+        "-s",
+        "-o",
+        "python_files=bench_*.py",
+        "-o",
+        "python_functions=bench_*",
+        "-o",
+        "timeout=0",
+        *files,
+    )
 
 
 if __name__ == "__main__":

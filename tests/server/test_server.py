@@ -350,6 +350,7 @@ async def test_a_silent_handshake_times_out_exactly(
     assert trio.current_time() == 3
     assert await trickling.receive_some() == b""
     assert trio.current_time() == 3
+    await wait_all_tasks_blocked()
     assert not calls
     assert server.statistics().failed == 2
     server.shutdown()

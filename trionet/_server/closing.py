@@ -38,8 +38,11 @@ async def close_politely(transport: Stream, scope: trio.CancelScope | None, ling
     elif unread:
         with trio.move_on_after(linger):
             await _finish(transport, unread=unread)
+    elif (close := getattr(transport, "close", None)) is not None:
+        # This transport has no farewell to send: its aclose() is this and a scheduler pass, which
+        # a connection that ends anyway can do without.
+        close()
     else:
-        # Nothing in here waits for the peer.
         await transport.aclose()
 
 

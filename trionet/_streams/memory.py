@@ -31,6 +31,11 @@ __all__ = ("BACKLOG", "MemoryListener", "MemoryStream", "memory_stream_pair", "r
 BACKLOG: Final = 128
 
 
+# One end: its address, or for an unnamed one the listener's and the number of the dial, from which
+# the address is made when somebody asks.
+End = Address | tuple[Address, int]
+
+
 @final
 class MemoryStream(Stream, trio.abc.HalfCloseableStream):
     """A stream between two tasks of one process; made by `trionet.dial` and a `MemoryListener`.
@@ -45,7 +50,7 @@ class MemoryStream(Stream, trio.abc.HalfCloseableStream):
 
     __slots__ = ("_closed", "_incoming", "_local", "_outgoing", "_remote")
 
-    def __init__(self, incoming: Pipe, outgoing: Pipe, local: Address, remote: Address) -> None:
+    def __init__(self, incoming: Pipe, outgoing: Pipe, local: End, remote: End) -> None:
         self._incoming = incoming
         self._outgoing = outgoing
         self._local = local
@@ -54,17 +59,18 @@ class MemoryStream(Stream, trio.abc.HalfCloseableStream):
 
     def __repr__(self) -> str:
         state = " closed" if self._closed else ""
-        return f"<MemoryStream {self._local.network} {self._local} -> {self._remote}{state}>"
+        local = self.local_address
+        return f"<MemoryStream {local.network} {local} -> {self.remote_address}{state}>"
 
     @property
     def local_address(self) -> Address:
         """This end: the listener's name, or ``<name>#<n>`` for a dialler that gave none."""
-        return self._local
+        return _named(self._local)
 
     @property
     def remote_address(self) -> Address:
         """The other end."""
-        return self._remote
+        return _named(self._remote)
 
     @property
     def closed(self) -> bool:
@@ -175,7 +181,14 @@ class MemoryStream(Stream, trio.abc.HalfCloseableStream):
         self._outgoing.cut()
 
 
-def _connect(near: Address, far: Address, buffer_size: int) -> tuple[MemoryStream, MemoryStream]:
+def _named(end: End) -> Address:
+    if isinstance(end, Address):
+        return end
+    listener, number = end
+    return Address(listener.network, name=f"{listener.name}#{number}")
+
+
+def _connect(near: End, far: End, buffer_size: int) -> tuple[MemoryStream, MemoryStream]:
     out, back = Pipe(buffer_size), Pipe(buffer_size)
     return MemoryStream(back, out, near, far), MemoryStream(out, back, far, near)
 
@@ -327,10 +340,8 @@ class MemoryListener(Listener[MemoryStream]):
         """
         await checkpoint_if_cancelled()
         self._dials += 1
-        if local is None:
-            network, name = self._address.network, self._address.name
-            local = Address(network, name=f"{name}#{self._dials}")
-        stream, far = _connect(local, self._address, self._buffer_size)
+        near = (self._address, self._dials) if local is None else local
+        stream, far = _connect(near, self._address, self._buffer_size)
         if len(self._queue) >= self._backlog:
             task = current_task()
             self._waiting[task] = far
