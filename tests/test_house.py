@@ -26,6 +26,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "memory",
             "sockets",
             "foreign",
+            "tls_engine",
             "tls",
             "system",
             "network",

@@ -193,7 +193,7 @@ async def test_the_host_is_what_tls_asks_for(
     net.map_network("tcp", "memb")
     await net.listen(network, address)
     stream = await net.dial(network, address, ssl_context=context)
-    seen.append(str(stream._ssl.server_hostname))
+    seen.append(str(stream.server_hostname))
     assert seen == [expected]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import socket
 import ssl
 from typing import Any
 
@@ -11,7 +14,7 @@ from trio.testing import check_two_way_stream, wait_all_tasks_blocked
 
 import trionet
 from tests.conftest import Certificates
-from tests.helpers import connected
+from tests.helpers import cancelled_at, clog, connected
 
 OVER = pytest.mark.parametrize(
     ("network", "address"), [("memb", "site"), ("memu", "site"), ("tcp", "localhost:0")]
@@ -254,3 +257,226 @@ async def test_tls_runs_over_a_foreign_stream(certificates: Certificates) -> Non
     await client.send_all(b"hello")
     assert await server.receive_some() == b"hello"
     assert client.local_address.network == "unknown"
+
+
+@OVER
+async def test_a_handshake_cancelled_at_any_step_goes_on_with_the_next_caller(
+    network: str, address: str, certificates: Certificates
+) -> None:
+    for side in ("client", "server"):
+        for n in itertools.count(1):
+            client, server = await tls_pair(network, address, certificates)
+            near, far = (client, server) if side == "client" else (server, client)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(far.do_handshake)
+                attempt = await cancelled_at(n, near.do_handshake)
+                with trio.fail_after(5):
+                    await near.do_handshake()
+            received: list[bytes] = []
+
+            async def receive(stream: Any = far, received: list[bytes] = received) -> None:
+                received.append(await stream.receive_some())
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive)
+                await near.send_all(b"whole")
+            assert received == [b"whole"]
+            await trio.aclose_forcefully(near)
+            await trio.aclose_forcefully(far)
+            if attempt.last:
+                break
+
+
+@pytest.mark.parametrize(("network", "address"), [("memb", "site"), ("tcp", "localhost:0")])
+async def test_a_cancelled_send_leaves_the_records_whole(
+    network: str, address: str, certificates: Certificates
+) -> None:
+    client, server = await tls_pair(network, address, certificates)
+    await both(client.do_handshake, server.do_handshake)
+    data = os.urandom(20_000_000)
+    with trio.move_on_after(0.1) as scope:
+        await client.send_all(data)
+    assert scope.cancelled_caught
+    received = bytearray()
+    async with trio.open_nursery() as nursery:
+
+        async def finish() -> None:
+            with trio.move_on_after(0):
+                await client.send_all(b"never begun: cancelled before")
+            await client.send_all(b"and the end")
+            await client.aclose()
+
+        nursery.start_soon(finish)
+        while piece := await server.receive_some():
+            received += piece
+    assert received.endswith(b"and the end")
+    body = bytes(received).removesuffix(b"and the end")
+    assert data.startswith(body)
+    assert client.bytes_sent == len(received) == server.bytes_received
+    await server.aclose()
+
+
+@pytest.mark.parametrize(("network", "address"), [("memb", "site"), ("tcp", "localhost:0")])
+async def test_a_receive_cancelled_at_any_step_loses_nothing(
+    network: str, address: str, certificates: Certificates
+) -> None:
+    client, server = await tls_pair(network, address, certificates)
+    await both(client.do_handshake, server.do_handshake)
+    for n in itertools.count(1):
+        await client.send_all(b"abc")
+        attempt = await cancelled_at(n, server.receive_some)
+        received = attempt.result if attempt.finished else b""
+        while len(received) < 3:
+            received += await server.receive_some()
+        assert received == b"abc"
+        if attempt.last:
+            break
+    await trio.aclose_forcefully(client)
+    await trio.aclose_forcefully(server)
+
+
+async def test_a_connection_at_rest_is_not_readable_for_its_session_tickets(
+    certificates: Certificates,
+) -> None:
+    """A pool would throw a healthy client away: it is readable, so the peer spoke out of turn."""
+    client, server = await tls_pair("tcp", "localhost:0", certificates)
+    await both(client.do_handshake, server.do_handshake)
+    while not client.transport.is_readable():
+        await trio.sleep(0.001)
+
+    assert not client.is_readable()
+
+    await server.send_all(b"out of turn")
+    while not client.is_readable():
+        await trio.sleep(0.001)
+    assert client.is_readable()
+    assert await client.receive_some(3) == b"out"
+    assert client.is_readable()
+    assert await client.receive_some() == b" of turn"
+    await server.aclose()
+    while not client.is_readable():
+        await trio.sleep(0.001)
+    assert await client.receive_some() == b""
+    await client.aclose()
+
+
+async def test_one_task_sends_while_another_receives_over_a_full_connection(
+    certificates: Certificates,
+) -> None:
+    for network in ("memb", "tcp"):
+        client, server = await tls_pair(network, "site", certificates)
+        await both(client.do_handshake, server.do_handshake)
+        data = os.urandom(3_000_000)
+        received: dict[Any, bytearray] = {client: bytearray(), server: bytearray()}
+
+        async def receive(
+            stream: Any, received: dict[Any, bytearray] = received, size: int = len(data)
+        ) -> None:
+            while len(received[stream]) < size:
+                received[stream] += await stream.receive_some()
+
+        async with trio.open_nursery() as nursery:
+            for stream in (client, server):
+                nursery.start_soon(stream.send_all, data)
+                nursery.start_soon(receive, stream)
+        assert received[client] == received[server] == data
+        await trio.aclose_forcefully(client)
+        await trio.aclose_forcefully(server)
+
+
+async def test_closing_wakes_whoever_waits(certificates: Certificates) -> None:
+    client, server = await tls_pair("tcp", "localhost:0", certificates)
+    await both(client.do_handshake, server.do_handshake)
+    await clog(server)
+
+    async def expect_closed(operation: Any, *args: Any) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await operation(*args)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect_closed, server.receive_some)
+        nursery.start_soon(expect_closed, server.send_all, b"x")
+        await wait_all_tasks_blocked()
+        with trio.move_on_after(0.05):
+            await server.aclose()
+    assert server.closed
+    await client.aclose()
+
+
+@pytest.mark.parametrize("network", ["memb", "tcp"])
+async def test_a_failed_handshake_says_which_side_refused(
+    network: str, certificates: Certificates
+) -> None:
+    listeners = await trionet.listen(
+        network, "site" if network == "memb" else "127.0.0.1:0", ssl_context=certificates.server
+    )
+    client = await trionet.dial(
+        network,
+        str(listeners[0].address),
+        ssl_context=ssl.create_default_context(),
+        server_hostname="site",
+    )
+    server = await listeners[0].accept()
+
+    async def expect(stream: Any, words: str) -> None:
+        with pytest.raises(trio.BrokenResourceError, match=words):
+            await stream.do_handshake()
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect, client, "on this side.*certificate verify failed")
+        nursery.start_soon(expect, server, "the peer says.*unknown ca")
+    await listeners[0].aclose()
+
+
+async def test_nothing_a_client_sent_is_delivered_before_it_is_known(
+    certificates: Certificates,
+) -> None:
+    """CVE-2023-40217: bytes from before the handshake were read as if authenticated."""
+    strict = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificates.authority.issue_cert("localhost").configure_cert(strict)
+    certificates.authority.configure_trust(strict)
+    strict.verify_mode = ssl.CERT_REQUIRED
+    (listener,) = await trionet.listen("tcp", "127.0.0.1:0", ssl_context=strict)
+
+    with socket.create_connection(("127.0.0.1", listener.address.port or 0)) as plain:
+        plain.sendall(b"GET /secret HTTP/1.1\r\n\r\n")
+    server = await listener.accept()
+    with pytest.raises(trio.BrokenResourceError):
+        await server.receive_some()
+    assert server.bytes_received == 0
+    await server.aclose()
+
+    # A client without a certificate, over TLS 1.3, believes itself connected at first.
+    client = await trionet.dial(
+        "tcp", f"localhost:{listener.address.port}", ssl_context=certificates.client
+    )
+    server = await listener.accept()
+
+    async def talk() -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            await client.send_all(b"secret")
+            await client.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk)
+        with pytest.raises(trio.BrokenResourceError):
+            await server.receive_some()
+        assert server.bytes_received == 0
+        await server.aclose()
+    await client.aclose()
+    await listener.aclose()
+
+
+async def test_a_cancelled_send_over_a_foreign_stream_breaks_it(
+    certificates: Certificates,
+) -> None:
+    near, far = trio.testing.memory_stream_pair()
+    client = trionet.TLSStream(near, certificates.client, server_hostname="site")
+    server = trionet.TLSStream(far, certificates.server, server_side=True)
+    await both(client.do_handshake, server.do_handshake)
+    near.send_stream.send_all_hook = trio.sleep_forever
+    with trio.move_on_after(0.01):
+        await client.send_all(b"half")
+    with pytest.raises(trio.BrokenResourceError, match="cancelled send"):
+        await client.send_all(b"more")
