@@ -32,7 +32,10 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "network",
         ),
     ),
-    ("_server", ("limits", "facts", "connection", "closing", "server", "serve")),
+    (
+        "_server",
+        ("limits", "facts", "connection", "closing", "accept", "timekeeper", "server", "serve"),
+    ),
     ("integrations", ("httpx",)),
     ("top", ("__init__",)),
 )

@@ -65,6 +65,11 @@ class Stream(trio.abc.Stream):
         """
         return None
 
+    @property
+    def sending(self) -> bool:
+        """Whether a ``send_all`` is under way; False where a stream does not tell."""
+        return False
+
     @abstractmethod
     def is_readable(self) -> bool:
         """Whether bytes, end of file or an error wait to be received. Never waits itself.

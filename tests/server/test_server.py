@@ -516,31 +516,48 @@ async def test_a_close_notify_nobody_reads_is_bounded_by_linger(
     server.shutdown()
 
 
-async def test_exhausted_descriptors_are_waited_out_and_logged(
-    nursery: trio.Nursery, autojump_clock: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    (listener,) = await trionet.listen("memb", "site")
-    real = listener.accept_nowait
-    failures = iter([errno.EMFILE, errno.ENFILE])
+class Exhausted:
+    """Makes the accepts of every memory listener fail as the given errors say, then work."""
 
-    class Exhausted:
-        """A listener whose first two accepts find no descriptor."""
+    def __init__(self, patch: pytest.MonkeyPatch, *codes: int | None) -> None:
+        self._real = trionet.MemoryListener.accept_nowait
+        self._codes = iter(codes)
+        patch.setattr(trionet.MemoryListener, "accept_nowait", lambda one: self.accept_nowait(one))
 
-    def accept_nowait() -> trionet.MemoryStream:
-        code = next(failures, None)
+    def accept_nowait(self, listener: trionet.MemoryListener) -> trionet.MemoryStream:
+        code = next(self._codes, None)
         if code is not None:
             raise OSError(code, "no descriptors")
-        return real()
+        return self._real(listener)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trionet.MemoryListener, "accept_nowait", lambda self: accept_nowait())
-        server = Server(echo)
-        await nursery.start(server.serve, [listener])
-        assert await ask() == b"hello"
-        assert trio.current_time() == pytest.approx(0.2)
-        server.shutdown()
-        await server.wait_closed()
+
+async def test_a_client_is_refused_politely_with_the_reserve_descriptor(
+    nursery: trio.Nursery, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Exhausted(monkeypatch, errno.EMFILE)
+    server = await start(nursery, echo)
+    assert await ask() == b""
+    assert trio.current_time() == 0
+    assert await ask() == b"hello"
+    server.shutdown()
+    await server.wait_closed()
+    assert server.statistics() == ServerStatistics(2, 0, 1, 0, 1)
+
+
+async def test_exhaustion_is_waited_out_and_logged_once_a_second(
+    nursery: trio.Nursery,
+    autojump_clock: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Each round of it fails twice: not even the reserve helps.
+    Exhausted(monkeypatch, *[errno.ENFILE] * 24)
+    server = await start(nursery, echo)
+    assert await ask() == b"hello"
+    assert trio.current_time() == pytest.approx(1.2)
     assert len(caplog.records) == 2
+    assert "trying again" in caplog.text
+    server.shutdown()
 
 
 async def test_a_listener_that_fails_ends_serve_after_a_drain(

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from .._address import Address
     from .._streams.tls import TLSInfo
-    from .facts import Serving, State
+    from .facts import Serving, State, Watched
 
-Phase = Literal["handshaking", "active", "closing", "forced"]
+Phase = Literal["handshaking", "active", "closing", "forced", "rejected"]
 
 __all__ = ("Connection", "HalfCloseableConnection", "IdleScope")
 
@@ -36,17 +36,30 @@ class Connection(Stream):
       started_at: when it was accepted, by `trio.current_time`.
     """
 
-    __slots__ = ("_context", "_idle", "_phase", "_scope", "_transport", "server", "started_at")
+    __slots__ = (
+        "_context",
+        "_host",
+        "_idle",
+        "_phase",
+        "_scope",
+        "_transport",
+        "_watched",
+        "server",
+        "started_at",
+    )
 
     def __init__(self, transport: Stream, server: Serving, started_at: float) -> None:
         self._transport = transport
         self.server = server
         self.started_at = started_at
         self._context: dict[Any, Any] | None = None
-        # These two are the server's: where in its life the connection is, and the one cancel scope
-        # around it, if its transport has a handshake.
+        # These are the server's: where in its life the connection is; the one cancel scope around
+        # it, if a handshake or a limit needs one; what the timekeeper saw; and the IP address it
+        # counts for.
         self._phase: Phase = "active"
         self._scope: trio.CancelScope | None = None
+        self._watched: Watched | None = None
+        self._host: str | None = None
         self._idle: IdleScope | None = None
 
     def __repr__(self) -> str:
@@ -104,6 +117,11 @@ class Connection(Stream):
     def transport_socket(self) -> socket.socket | None:
         """The socket whose bytes are exactly this connection's, or None."""
         return self._transport.transport_socket
+
+    @property
+    def sending(self) -> bool:
+        """Whether a `send_all` is under way."""
+        return self._transport.sending
 
     # Plain functions returning the transport's own coroutine: the server adds none per operation.
 

@@ -1,7 +1,8 @@
-"""What a server tells of itself: counts and facts, taken at one moment."""
+"""What a server tells of itself: counts and facts, and what it saw itself."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, final
 
@@ -10,9 +11,9 @@ if TYPE_CHECKING:
 
     from .._address import Address
 
-__all__ = ("ConnectionInfo", "ServerStatistics", "Serving", "ShutdownReport")
+__all__ = ("ConnectionInfo", "ServerStatistics", "Serving", "ShutdownReport", "Watched")
 
-State = Literal["handshaking", "active", "idle", "closing", "forced"]
+State = Literal["handshaking", "active", "idle", "closing", "forced", "rejected"]
 
 
 class Serving(Protocol):
@@ -82,8 +83,8 @@ class ConnectionInfo:
       age: seconds since it was accepted.
       bytes_received: bytes its handler has received.
       bytes_sent: bytes its handler has sent.
-      state: ``"handshaking"``, ``"active"``, ``"idle"`` (in ``connection.idle()``), ``"closing"``
-        or ``"forced"`` (closed from outside at the end of a drain).
+      state: ``"handshaking"``, ``"active"``, ``"idle"`` (in ``connection.idle()``), ``"closing"``,
+        ``"forced"`` (closed from outside) or ``"rejected"`` (its host has too many).
     """
 
     remote_address: Address
@@ -92,3 +93,25 @@ class ConnectionInfo:
     bytes_received: int
     bytes_sent: int
     state: State
+
+
+@final
+class Watched:
+    """What the timekeeper saw of one connection.
+
+    Attributes:
+      moved: the sum of its byte counts at the last look.
+      moved_at: when that was seen to have changed, or the connection began.
+      sent: its count of sent bytes at the last look.
+      sent_at: when a send was seen to begin or to go on, or to be none.
+      ended_at: when its time was up, or infinity.
+    """
+
+    __slots__ = ("ended_at", "moved", "moved_at", "sent", "sent_at")
+
+    def __init__(self, now: float) -> None:
+        self.moved = 0
+        self.moved_at = now
+        self.sent = 0
+        self.sent_at = now
+        self.ended_at = math.inf

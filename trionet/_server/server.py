@@ -8,26 +8,26 @@ anybody in. ``serve`` then waits for the last connection; when the deadline, or 
 outside, has cancelled the handlers, it waits ``linger`` longer, shielded, and closes from outside
 the streams of those that are still there.
 
-Counters are changed in two places only, `_admit` and `_leave`, and the set of connections with
+Counters are changed in `admit`, `refuse` and `_leave` only, and the set of connections with
 them: accepted = active + completed + failed + rejected at every moment.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, final
 
 import trio
 
 from .._errors import Ungrouped
-from .._streams.foreign import adopt
 from ..abc import Listener, Stream
+from .accept import Accepting
 from .closing import close_politely
 from .connection import Connection, HalfCloseableConnection
-from .facts import ConnectionInfo, ServerStatistics, ShutdownReport
+from .facts import ConnectionInfo, ServerStatistics, ShutdownReport, Watched
 from .limits import Limits, check_seconds
+from .timekeeper import Timekeeper
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -37,15 +37,6 @@ if TYPE_CHECKING:
 __all__ = ("Server",)
 
 _logger = logging.getLogger("trionet.server")
-
-# How many connections one listener takes before other tasks run.
-ACCEPT_BURST: Final = 64
-
-# accept(2): the system is out of descriptors or memory; the client stays in the backlog.
-EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-# Seconds until an exhausted listener tries again; trio's own serve_listeners waits as long.
-EXHAUSTED_DELAY: Final = 0.1
 
 
 @final
@@ -98,6 +89,11 @@ class Server:
         # An insertion-ordered set of what is open.
         self._connections: dict[Connection, None] = {}
         self._accepted = self._completed = self._failed = self._rejected = 0
+        self._hosts: dict[str, int] = {}
+        self._timekeeper = Timekeeper(
+            self._limits, self._connections.keys(), self._close_from_outside
+        )
+        self._watching = trio.CancelScope()
         # Accept loops that found no room, or a pause, wait for this; whoever makes room sets it.
         self._room: trio.Event | None = None
         self._deadline = math.inf
@@ -182,6 +178,8 @@ class Server:
             with Ungrouped():
                 async with trio.open_nursery() as handlers:
                     self._handlers = handlers
+                    if self._timekeeper.needed:
+                        handlers.start_soon(self._watch)
                     await self._accept_and_drain(task_status)
         finally:
             self._closed.set()
@@ -237,6 +235,7 @@ class Server:
             self.shutdown()
             await self._close_foreign_listeners()
             await self._empty.wait()
+            self._watching.cancel()
         except BaseException:
             # Cancelled from outside, or at the deadline of the drain: for this task, which is in
             # the handlers' nursery, the two look alike.
@@ -245,58 +244,20 @@ class Server:
             await self._force()
             raise
 
+    async def _watch(self) -> None:
+        with self._watching:
+            await self._timekeeper.run()
+
     async def _accept_all(self, task_status: trio.TaskStatus[list[Address]]) -> None:
-        with Ungrouped():
+        accepting = Accepting(self)
+        with Ungrouped(), accepting:
             async with trio.open_nursery() as acceptors:
                 for listener in self._listeners:
-                    acceptors.start_soon(self._accept_from, listener)
+                    acceptors.start_soon(accepting.run, listener)
                 task_status.started(self.addresses)
 
-    async def _accept_from(self, listener: trio.abc.Listener[Any]) -> None:
-        """Run one listener's accept loop until it is closed, or fails and so ends the server."""
-        while True:
-            try:
-                if isinstance(listener, Listener):
-                    await self._accept(listener)
-                else:
-                    await self._accept_foreign(listener)
-            except trio.ClosedResourceError:
-                return
-            except OSError as exc:
-                if exc.errno not in EXHAUSTED:
-                    self._failure = exc
-                    self.shutdown()
-                    return
-                _logger.error("cannot accept on %r, trying again: %s", listener, exc)
-                await trio.sleep(EXHAUSTED_DELAY)
-
-    async def _accept(self, listener: Listener[Stream]) -> None:
-        while True:
-            await self._wait_room()
-            await listener.wait_acceptable()
-            # Counted down by those it starts, and by other listeners while this one waited.
-            for _ in range(ACCEPT_BURST):
-                if not self._has_room():
-                    break
-                try:
-                    stream = listener.accept_nowait()
-                except trio.WouldBlock:
-                    break
-                self._admit(stream)
-
-    async def _accept_foreign(self, listener: trio.abc.Listener[Any]) -> None:
-        while True:
-            await self._wait_room()
-            stream = await listener.accept()
-            try:
-                # It could not be asked to wait, so its client waits here, unstarted.
-                await self._wait_room()
-            except BaseException:
-                await trio.aclose_forcefully(stream)
-                raise
-            self._admit(adopt(stream))
-
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
+        """Whether another connection may be admitted now, or be rejected."""
         if self._paused:
             return False
         limits = self._limits
@@ -308,8 +269,9 @@ class Server:
             or len(self._connections) < limits.max_connections
         )
 
-    async def _wait_room(self) -> None:
-        while not self._has_room():
+    async def wait_room(self) -> None:
+        """Wait until `has_room`. If cancelled, nothing changes."""
+        while not self.has_room():
             if self._room is None:
                 self._room = trio.Event()
             await self._room.wait()
@@ -319,33 +281,87 @@ class Server:
             self._room.set()
             self._room = None
 
-    def _admit(self, transport: Stream) -> None:
+    def admit(self, transport: Stream) -> None:
         """Count an accepted stream, and start its task or turn it away."""
         assert self._handlers is not None
         limits = self._limits
-        self._accepted += 1
         full = (
             limits.max_connections is not None and len(self._connections) >= limits.max_connections
         )
-        if full or self.draining.is_set():
-            self._rejected += 1
-            self._handlers.start_soon(trio.aclose_forcefully, transport)
+        # A proxy's connections are all its own until it says whose they are.
+        host = None if hasattr(transport, "proxy_header") else self._host_of(transport)
+        if full or self.draining.is_set() or self._host_is_full(host):
+            self.refuse(transport)
+            return
+        self._accepted += 1
+        half = isinstance(transport, trio.abc.HalfCloseableStream)
+        kind = HalfCloseableConnection if half else Connection
+        connection = kind(transport, self, trio.current_time())
+        self._connections[connection] = None
+        self._count_host(connection, host)
+        if self._timekeeper.needed:
+            connection._watched = Watched(connection.started_at)
+        handshakes = hasattr(transport, "do_handshake")
+        if handshakes:
+            connection._phase = "handshaking"
+        if handshakes or connection._watched is not None or limits.lifetime is not None:
+            connection._scope = trio.CancelScope(deadline=self._deadline_of(connection))
+            self._handlers.start_soon(self._converse_within, connection._scope, connection)
         else:
-            half = isinstance(transport, trio.abc.HalfCloseableStream)
-            kind = HalfCloseableConnection if half else Connection
-            connection = kind(transport, self, trio.current_time())
-            self._connections[connection] = None
-            handshake = getattr(transport, "do_handshake", None)
-            if handshake is None:
-                self._handlers.start_soon(self._converse, connection)
-            else:
-                connection._phase = "handshaking"
-                connection._scope = trio.CancelScope()
-                if limits.handshake_timeout is not None:
-                    connection._scope.deadline = connection.started_at + limits.handshake_timeout
-                self._handlers.start_soon(self._converse_within, connection._scope, connection)
+            self._handlers.start_soon(self._converse, connection)
         if self._accepted == limits.max_accepts:
             self.shutdown()
+
+    def refuse(self, transport: Stream) -> None:
+        """Count an accepted stream, and close it at once."""
+        assert self._handlers is not None
+        self._accepted += 1
+        self._rejected += 1
+        close = getattr(transport, "close", None)
+        if close is None:
+            self._handlers.start_soon(self._discard, transport)
+        else:
+            close()
+        if self._accepted == self._limits.max_accepts:
+            self.shutdown()
+
+    def fail(self, error: Exception) -> None:
+        """Drain, and let `serve` raise ``error`` afterwards."""
+        self._failure = error
+        self.shutdown()
+
+    # Hosts
+
+    def _host_of(self, transport: Stream) -> str | None:
+        if self._limits.max_connections_per_host is None:
+            return None
+        return transport.remote_address.host
+
+    def _host_is_full(self, host: str | None) -> bool:
+        most = self._limits.max_connections_per_host
+        return host is not None and most is not None and self._hosts.get(host, 0) >= most
+
+    def _count_host(self, connection: Connection, host: str | None) -> None:
+        if host is not None:
+            connection._host = host
+            self._hosts[host] = self._hosts.get(host, 0) + 1
+
+    def _discount_host(self, connection: Connection) -> None:
+        host = connection._host
+        if host is not None:
+            self._hosts[host] -= 1
+            if not self._hosts[host]:
+                del self._hosts[host]
+
+    def _deadline_of(self, connection: Connection) -> float:
+        """When the scope of ``connection`` ends in its present phase."""
+        limits = self._limits
+        deadline = math.inf
+        if connection._phase == "handshaking" and limits.handshake_timeout is not None:
+            deadline = connection.started_at + limits.handshake_timeout
+        if limits.lifetime is not None:
+            deadline = min(deadline, connection.started_at + limits.lifetime)
+        return deadline
 
     # One connection
 
@@ -360,8 +376,8 @@ class Server:
         """Run one connection from its handshake to its closing, and let no error of it out."""
         returned = False
         try:
-            if connection._scope is not None:
-                await self._shake_hands(connection, connection._scope)
+            if connection._phase == "handshaking":
+                await self._shake_hands(connection)
             if connection._phase == "active":
                 await self._handler(connection)
                 returned = True
@@ -379,12 +395,21 @@ class Server:
         finally:
             try:
                 if not connection.closed:
-                    await trio.aclose_forcefully(connection._transport)
+                    await self._discard(connection._transport)
             finally:
                 self._leave(connection, returned=returned)
 
-    async def _shake_hands(self, connection: Connection, scope: trio.CancelScope) -> None:
+    async def _discard(self, transport: Stream) -> None:
+        try:
+            await trio.aclose_forcefully(transport)
+        except Exception as exc:  # noqa: BLE001
+            # A foreign stream's failing close is no reason to stop serving others.
+            _logger.debug("%r: closing failed: %r", transport, exc)
+
+    async def _shake_hands(self, connection: Connection) -> None:
         """Do what the transport needs before its first byte; if it worked, the client is active."""
+        scope = connection._scope
+        assert scope is not None
         transport: Any = connection._transport
         try:
             await transport.do_handshake()
@@ -392,9 +417,18 @@ class Server:
             _logger.debug("%r: the handshake failed: %s", connection, exc)
             return
         # A handshake may win the race against its end; the end counts.
-        if not scope.cancel_called:
-            scope.deadline = math.inf
-            connection._phase = "active"
+        if scope.cancel_called:
+            return
+        if connection._host is None:
+            host = self._host_of(transport)
+            if self._host_is_full(host):
+                connection._phase = "rejected"
+                return
+            self._count_host(connection, host)
+        connection._phase = "active"
+        scope.deadline = self._deadline_of(connection)
+        if connection._watched is not None:
+            connection._watched.moved_at = connection._watched.sent_at = trio.current_time()
 
     def _handle(self, connection: Connection, error: Exception, *, returned: bool) -> None:
         if returned or _peer_vanished(connection, error):
@@ -406,7 +440,10 @@ class Server:
         """Forget a connection that has ended, and count how."""
         assert self._handlers is not None
         del self._connections[connection]
-        if returned:
+        self._discount_host(connection)
+        if connection._phase == "rejected":
+            self._rejected += 1
+        elif returned:
             self._completed += 1
         else:
             self._failed += 1
@@ -439,8 +476,15 @@ class Server:
         with trio.CancelScope(shield=True, deadline=self._deadline + self._limits.linger):
             await self._empty.wait()
         for connection in list(self._connections):
+            self._close_from_outside(connection)
+
+    def _close_from_outside(self, connection: Connection) -> None:
+        """Close a stream under a handler that does not heed its end."""
+        assert self._handlers is not None
+        if connection._phase != "forced":
             connection._phase = "forced"
-            await trio.aclose_forcefully(connection._transport)
+            # In a task of its own: the timekeeper waits for nobody.
+            self._handlers.start_soon(self._discard, connection._transport)
 
     async def _close_foreign_listeners(self) -> None:
         for listener in self._listeners:

@@ -87,6 +87,11 @@ class MemoryStream(Stream, trio.abc.HalfCloseableStream):
         """How many bytes ``receive_some`` has returned."""
         return self._incoming.received
 
+    @property
+    def sending(self) -> bool:
+        """Whether a `send_all` is under way."""
+        return self._outgoing.sending
+
     # The four that move bytes are plain functions: they return the pipe's own coroutine, so that
     # no second one stands between the caller and the scheduler at every step.
 

@@ -96,6 +96,11 @@ class Pipe:
         """How many bytes the sender is rid of: received by the peer, or within the capacity."""
         return self._sent - max(0, self.unread - self.capacity)
 
+    @property
+    def sending(self) -> bool:
+        """Whether a send is under way."""
+        return self._send_busy
+
     # The sending end
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:

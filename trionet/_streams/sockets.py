@@ -191,6 +191,11 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         """How many bytes ``receive_some`` has returned."""
         return self._received
 
+    @property
+    def sending(self) -> bool:
+        """Whether a `send_all` is under way."""
+        return self._send_busy
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send ``data``; return once the kernel has taken all of it.
 

@@ -156,6 +156,11 @@ class TLSStream(Stream):
         return self._received
 
     @property
+    def sending(self) -> bool:
+        """Whether a `send_all` is under way."""
+        return self._send_busy
+
+    @property
     def server_hostname(self) -> str | None:
         """The name a client asks for."""
         return self._hostname
