@@ -40,7 +40,8 @@ async def test_serve_listens_and_serves_in_one_call(
     assert await client.receive_some() == b"hello"
     await client.aclose()
     server.shutdown()
-    assert (await server.wait_closed()).completed == 1
+    await server.wait_closed()
+    assert server.statistics().completed == 1
 
 
 async def test_serve_returns_its_report() -> None:
