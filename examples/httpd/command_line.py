@@ -1,0 +1,189 @@
+"""The command line: what to serve, where, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import ssl
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+import trionet
+from trionet.abc import Address
+
+from .application import open_application
+from .certificates import given_certificate, throw_away_certificate
+from .files import Folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trionet.abc import Listener, Stream
+
+__all__ = ("main",)
+
+SITE: Final = os.path.join(os.path.dirname(__file__), "site")
+
+DEFAULT_BIND: Final = ("tcp", "127.0.0.1:8080")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; return the exit status."""
+    parser = _make_parser()
+    options = parser.parse_args(arguments)
+    if not options.bind and not options.tls_bind:
+        options.bind = [DEFAULT_BIND]
+    if (options.cert is None) != (options.key is None):
+        parser.error("--cert and --key go together")
+    if options.cert is not None and not options.tls_bind:
+        parser.error("--cert and --key are for --tls-bind, which is missing")
+    with ExitStack() as stack:
+        context = None
+        if options.cert is not None:
+            try:
+                context = given_certificate(options.cert, options.key)
+            except (OSError, ssl.SSLError) as exc:
+                parser.error(f"cannot use --cert {options.cert} with --key {options.key}: {exc}")
+        elif options.tls_bind:
+            names = _names(options.tls_bind)
+            context, authority = stack.enter_context(throw_away_certificate(names))
+            print(f"throw-away certificate for {', '.join(names)}; its authority: {authority}")
+        try:
+            trio.run(_serve, options, context)
+        except OSError as exc:
+            print(f"httpd: {exc}", file=sys.stderr)
+            return 1
+    return 0
+
+
+async def _serve(options: argparse.Namespace, context: ssl.SSLContext | None) -> None:
+    """Listen, tell, serve, and tell how it ended. If cancelled, the server ends at once."""
+    write_log = None if options.no_access_log else _write_log
+    async with open_application(options.root, write_log=write_log) as application:
+        server = trionet.Server(application.handle, grace=options.grace)
+        binds: list[tuple[tuple[str, str], ssl.SSLContext | None]]
+        binds = [(bind, None) for bind in options.bind]
+        binds += [(bind, context) for bind in options.tls_bind]
+        listeners: list[Listener[Stream]] = []
+        try:
+            for bind, tls in binds:
+                found = await _listen(bind, tls)
+                listeners.extend(found)
+                for listener in found:
+                    print(_describe(listener.address, tls is not None))
+        except BaseException:
+            for listener in listeners:
+                listener.close()
+            raise
+        print(f"serving {options.root}; Ctrl-C or SIGTERM drains for at most {options.grace:g} s,")
+        print("a second one stops at once", flush=True)
+        report = await trionet.serve_until_signalled(server, listeners)
+    print(f"stopped: {report}", flush=True)
+
+
+async def _listen(
+    bind: tuple[str, str], context: ssl.SSLContext | None
+) -> Sequence[Listener[Stream]]:
+    """Listen on one address. If cancelled, nothing is left listening."""
+    network, address = bind
+    try:
+        return await trionet.listen(network, address, ssl_context=context)
+    except OSError as exc:
+        raise OSError(f"cannot listen on {network}:{address}: {exc}") from exc
+
+
+def _describe(address: Address, secure: bool) -> str:
+    scheme = "https" if secure else "http"
+    if address.port is not None:
+        where = f"{scheme}://{address}/"
+        # An address that stands for all of them cannot be opened by a browser.
+        if address.host in {"0.0.0.0", "::", ""}:
+            where = f"{scheme}://localhost:{address.port}/"
+    elif address.path is not None:
+        where = f"{scheme}, as in curl --unix-socket"
+    else:
+        where = f"{scheme}, for programs in this process"
+    return f"listening on {address.network}:{address}  ({where})"
+
+
+def _write_log(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _names(binds: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the names a certificate needs so that clients of ``binds`` accept it."""
+    names = ["localhost", "127.0.0.1", "::1"]
+    for network, text in binds:
+        address = Address.parse(network, text)
+        name = address.name or address.host
+        if name and name not in names and name.isascii() and "*" not in name and "%" not in name:
+            names.append(name)
+    return names
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.httpd",
+        description="Serve a folder over HTTP/1.1, with /healthz, /echo and /bytes/N beside it.",
+        epilog="Networks: tcp, tcp4, tcp6, unix, memu, memb; for example tcp:127.0.0.1:8080, "
+        "tcp::8080 (every address), unix:/run/site.sock.",
+    )
+    bind = {"action": "append", "default": [], "type": _bind, "metavar": "NETWORK:ADDRESS"}
+    parser.add_argument(
+        "--bind",
+        help="serve HTTP here; may be repeated (tcp:127.0.0.1:8080 if no bind is given)",
+        **bind,  # type: ignore[arg-type]
+    )
+    parser.add_argument(
+        "--tls-bind",
+        help="serve HTTPS here; may be repeated",
+        **bind,  # type: ignore[arg-type]
+    )
+    parser.add_argument("--cert", metavar="FILE", help="certificate chain for --tls-bind, in PEM")
+    parser.add_argument("--key", metavar="FILE", help="its private key; a throw-away one if absent")
+    parser.add_argument(
+        "--root", metavar="DIR", type=_root, default=SITE, help="the folder; a small site if absent"
+    )
+    parser.add_argument("--no-access-log", action="store_true", help="do not print requests")
+    parser.add_argument(
+        "--grace",
+        metavar="SECONDS",
+        type=_seconds,
+        default=10.0,
+        help="what unfinished answers get when the server stops (default %(default)g)",
+    )
+    return parser
+
+
+def _bind(text: str) -> tuple[str, str]:
+    network, colon, address = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"expected NETWORK:ADDRESS, got {text!r}")
+    try:
+        Address.parse(network, address)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+    return network, address
+
+
+def _root(text: str) -> str:
+    try:
+        Folder(text, 1)
+    except (OSError, ValueError) as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, got {text!r}")
+    return value
