@@ -201,7 +201,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
             httpcore.ConnectError,
             f"connecting to {network} {address}",
         ):
-            return _NetworkStream(await self._dial(network, address))
+            return await _deliver(await self._dial(network, address))
 
     async def sleep(self, seconds: float) -> None:
         """Wait between two tries. If cancelled, there is no second."""
@@ -240,7 +240,7 @@ class _NetworkStream(httpcore.AsyncNetworkStream):
     ) -> httpcore.AsyncNetworkStream:
         """Put TLS on this stream. If cancelled, the stream is closed."""
         with _bounded(timeout, httpcore.ConnectTimeout, httpcore.ConnectError, "the handshake"):
-            return _NetworkStream(
+            return await _deliver(
                 await start_tls(self._stream, ssl_context, server_hostname=server_hostname)
             )
 
@@ -283,6 +283,21 @@ class _SSLFacts:
         if not binary_form:
             raise ValueError("only the DER form is kept: getpeercert(binary_form=True)")
         return self._tls.peer_certificate
+
+
+async def _deliver(stream: trio.abc.Stream) -> _NetworkStream:
+    """Hand a new connection to httpcore, unless the request was cancelled while it was made.
+
+    httpcore 1.0 keeps a connection that is cancelled between its making and its first request in
+    the pool for ever (encode/httpcore issue 1093). Nothing else runs between this look and that
+    request, so a cancellation comes before, and is seen here, or after, where httpcore copes.
+    """
+    try:
+        await trio.lowlevel.checkpoint_if_cancelled()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return _NetworkStream(stream)
 
 
 def _host_port(host: str, port: int) -> str:
