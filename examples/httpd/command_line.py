@@ -52,33 +52,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             names = _names(options.tls_bind)
             context, authority = stack.enter_context(throw_away_certificate(names))
             print(f"throw-away certificate for {', '.join(names)}; its authority: {authority}")
+        status = 0
         try:
             trio.run(_serve, options, context)
-        except OSError as exc:
-            print(f"httpd: {exc}", file=sys.stderr)
-            return 1
-    return 0
+        except* OSError as group:
+            for error in group.exceptions:
+                print(f"httpd: {error}", file=sys.stderr)
+            status = 1
+    return status
 
 
 async def _serve(options: argparse.Namespace, context: ssl.SSLContext | None) -> None:
     """Listen, tell, serve, and tell how it ended. If cancelled, the server ends at once."""
+    listeners: list[Listener[Stream]] = []
+    try:
+        for bind in options.bind:
+            listeners += await _listen(bind, None)
+        for bind in options.tls_bind:
+            listeners += await _listen(bind, context)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
     write_log = None if options.no_access_log else _write_log
     async with open_application(options.root, write_log=write_log) as application:
         server = trionet.Server(application.handle, grace=options.grace)
-        binds: list[tuple[tuple[str, str], ssl.SSLContext | None]]
-        binds = [(bind, None) for bind in options.bind]
-        binds += [(bind, context) for bind in options.tls_bind]
-        listeners: list[Listener[Stream]] = []
-        try:
-            for bind, tls in binds:
-                found = await _listen(bind, tls)
-                listeners.extend(found)
-                for listener in found:
-                    print(_describe(listener.address, tls is not None))
-        except BaseException:
-            for listener in listeners:
-                listener.close()
-            raise
         print(f"serving {options.root}; Ctrl-C or SIGTERM drains for at most {options.grace:g} s,")
         print("a second one stops at once", flush=True)
         report = await trionet.serve_until_signalled(server, listeners)
@@ -88,12 +86,15 @@ async def _serve(options: argparse.Namespace, context: ssl.SSLContext | None) ->
 async def _listen(
     bind: tuple[str, str], context: ssl.SSLContext | None
 ) -> Sequence[Listener[Stream]]:
-    """Listen on one address. If cancelled, nothing is left listening."""
+    """Listen on one address, and tell. If cancelled, nothing is left listening."""
     network, address = bind
     try:
-        return await trionet.listen(network, address, ssl_context=context)
+        listeners = await trionet.listen(network, address, ssl_context=context)
     except OSError as exc:
         raise OSError(f"cannot listen on {network}:{address}: {exc}") from exc
+    for listener in listeners:
+        print(_describe(listener.address, context is not None))
+    return listeners
 
 
 def _describe(address: Address, secure: bool) -> str:

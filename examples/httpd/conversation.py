@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ("Conversation",)
 
+# Said each time, since a stream in memory hands over all that waits where nothing is said.
+RECEIVE_SIZE: Final = 65536
+
 # Answers are collected up to this many bytes before they are sent.
 OUT_SIZE: Final = 262144
 
@@ -89,7 +92,7 @@ class Conversation:
                 data = await self._receive_head()
             else:
                 with connection.idle() as idle:
-                    data = await connection.receive_some()
+                    data = await connection.receive_some(RECEIVE_SIZE)
                 if idle.cancelled_caught:
                     return
             if not data:
@@ -114,7 +117,7 @@ class Conversation:
     async def _receive_head(self) -> bytes | bytearray:
         """Receive more of a head; end of file where the client's time is up, after telling it."""
         try:
-            return await self.connection.receive_some()
+            return await self.connection.receive_some(RECEIVE_SIZE)
         except ReceiveInterrupted:
             await self._refuse(Refusal(408, "The request took too long to arrive."))
             return b""
@@ -247,7 +250,7 @@ class Conversation:
         await self._flush()
         self.deadline = trio.current_time() + self._application.settings.body_timeout
         try:
-            data = await self.connection.receive_some()
+            data = await self.connection.receive_some(RECEIVE_SIZE)
         except ReceiveInterrupted:
             raise Refusal(408, "The body took too long to arrive.") from None
         finally:

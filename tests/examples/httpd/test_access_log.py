@@ -1,0 +1,75 @@
+"""The access log."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import TYPE_CHECKING
+
+import trio
+
+from examples.httpd.access_log import MAX_WAITING, AccessLog, escape
+from tests.examples.httpd.support import get, serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_each_answer_is_a_line_in_the_common_format(root: Path) -> None:
+    lines: list[str] = []
+    async with serving(root, write_log=lines.append) as site:
+        await site.ask_all(get("/a.txt") + get("/a.txt") + get("/missing", "Connection: close"))
+        await site.ask_all(get("/large.bin", "Connection: close"))
+        await site.ask_all(get("/a.txt", "If-None-Match: *", "Connection: close"))
+        await site.ask_all(get("/a.txt", "Connection: close", method="HEAD"))
+        await site.ask_all(b"nonsense\r\n\r\n")
+
+    log = "".join(lines)
+    date = r"\[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d \+0000\]"
+    found = re.findall(rf'^\S+ - - {date} "([^"]*)" (\d+) (\S+)$', log, re.MULTILINE)
+    assert found == [
+        ("GET /a.txt HTTP/1.1", "200", "10"),
+        ("GET /a.txt HTTP/1.1", "200", "10"),
+        ("GET /missing HTTP/1.1", "404", "14"),
+        ("GET /large.bin HTTP/1.1", "200", "262144"),
+        ("GET /a.txt HTTP/1.1", "304", "-"),
+        ("HEAD /a.txt HTTP/1.1", "200", "0"),
+        ("-", "400", "34"),
+    ]
+    assert len(log.splitlines()) == len(found)
+
+
+def test_what_a_client_sends_cannot_break_out_of_its_line() -> None:
+    assert escape(b'a" 200 1\n\x1b[31m\\x\xff') == r"a\x22 200 1\x0a\x1b[31m\x5cx\xff"
+
+
+async def test_quotes_in_a_target_are_escaped(root: Path) -> None:
+    lines: list[str] = []
+    async with serving(root, write_log=lines.append) as site:
+        await site.ask(get('/"\\'))
+
+    assert r'"GET /\x22\x5c HTTP/1.1" 404' in "".join(lines)
+
+
+async def test_a_slow_log_holds_up_nobody_and_its_losses_are_counted(root: Path) -> None:
+    written: list[str] = []
+    slow = threading.Event()
+
+    def write(text: str) -> None:
+        slow.wait(10)
+        written.append(text)
+
+    log = AccessLog(write)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        log.add("a", "first", 200, 1)
+        await trio.sleep(0.05)
+        for _ in range(MAX_WAITING + 7):
+            log.add("a", "x", 200, 1)
+        slow.set()
+        nursery.cancel_scope.cancel()
+    log.flush()
+
+    assert "first" in written[0]
+    assert "# 7 lines were dropped" in written[1]
+    assert written[1].count("\n") == MAX_WAITING + 1

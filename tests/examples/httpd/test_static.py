@@ -1,0 +1,321 @@
+"""Static files, as a client sees them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from examples.httpd import Settings
+from examples.httpd.files import Folder, IsDirectory, decode_path
+from tests.examples.httpd.support import ResponseReader, get, receive_all, serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LARGE = bytes(range(256)) * 1024
+
+
+async def test_a_file_comes_with_its_type_and_validators(root: Path) -> None:
+    async with serving(root) as site:
+        answer = await site.ask(get("/a.txt"))
+
+    assert (answer.status, answer.body) == (200, b"0123456789")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["content-length"] == "10"
+    assert answer.headers["last-modified"] == "Tue, 14 Nov 2023 22:13:20 GMT"
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert answer.headers["etag"].startswith('"')
+    assert answer.headers["date"].endswith(" GMT")
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("/", b"<h1>front</h1>"),
+        ("/index.html", b"<h1>front</h1>"),
+        ("/sub/", b"<h1>sub</h1>"),
+        ("/nothing.txt", b""),
+        ("/large.bin", LARGE),
+        ("/a.txt?v=1&/../x", b"0123456789"),
+        ("/%61.txt", b"0123456789"),
+        ("/with%20space%20&%20more.txt", b"space"),
+        ("/inside.txt", b"0123456789"),
+        ("/.well-known/security.txt", b"contact"),
+        ("http://site/a.txt", b"0123456789"),
+        ("http://site", b"<h1>front</h1>"),
+        ("HTTP://elsewhere:80/a.txt?x", b"0123456789"),
+    ],
+)
+async def test_targets_name_files(root: Path, target: str, body: bytes) -> None:
+    async with serving(root) as site:
+        first = await site.ask(get(target))
+        again = await site.ask(get(target))
+
+    assert (first.status, first.body) == (200, body)
+    assert (again.status, again.body) == (200, body)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/../secret.txt",
+        "/sub/../../secret.txt",
+        "/%2e%2e/secret.txt",
+        "/%2E%2E%2Fsecret.txt",
+        "/..%2fsecret.txt",
+        "/..%5csecret.txt",
+        "/....//secret.txt",
+        "/%252e%252e/secret.txt",
+        "/sub/..",
+        "/sub/%2e%2e/a.txt",
+        "/./a.txt",
+        "//a.txt",
+        "//etc/passwd",
+        "/sub//index.html",
+        "/%2fetc/passwd",
+        "/a.txt%00.html",
+        "/%00",
+        "/a.txt/",
+        "/a.txt/x",
+        "/outside.txt",
+        "/outside/secret.txt",
+        "/sibling/a.txt",
+        "/loop",
+        "/fifo",
+        "/.hidden",
+        "/%2ehidden",
+        "/missing",
+        "/empty/",
+        "/" + "x" * 300,
+        "/" + "x/" * 3000,
+        "/%ff%fe",
+        "/a.txt#fragment",
+        "file:///etc/passwd",
+        "http://site/../secret.txt",
+        "http://site/%2e%2e/secret.txt",
+        "*",
+    ],
+)
+async def test_nothing_outside_the_root_is_served(root: Path, target: str) -> None:
+    async with serving(root) as site:
+        answer = await site.ask(get(target))
+
+    assert answer.status in {400, 404}
+    assert b"secret" not in answer.body
+    assert b"root:" not in answer.body
+
+
+def test_a_link_swapped_in_after_the_look_is_not_followed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(root, 65536)
+    look = os.path.realpath
+
+    def swap_after(path: bytes, *, strict: bool = False) -> bytes:
+        found = look(path, strict=strict)
+        (root / "sub" / "index.html").unlink()
+        (root / "sub").rmdir()
+        (root / "sub").symlink_to(root.parent)
+        (root.parent / "index.html").write_bytes(b"secret")
+        return found
+
+    monkeypatch.setattr("examples.httpd.files.os.path.realpath", swap_after)
+
+    with pytest.raises(FileNotFoundError):
+        folder.open((b"sub", b"index.html"))
+
+
+def test_no_descriptor_is_left_open_by_any_path(root: Path) -> None:
+    folder = Folder(root, 65536)
+    before = len(os.listdir("/proc/self/fd"))
+
+    for target in (b"/a.txt", b"/sub/", b"/sub", b"/fifo", b"/loop", b"/outside.txt", b"/missing"):
+        names = decode_path(target)
+        assert names is not None
+        with suppress(OSError, IsDirectory):
+            file = folder.open(names)
+            assert file.descriptor == -1
+            assert folder.stamp(names) == file.stamp
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_directory_without_its_slash_redirects(root: Path) -> None:
+    async with serving(root) as site:
+        answer = await site.ask(get("/sub?x"))
+
+    assert answer.status == 301
+    assert answer.headers["location"] == "/sub/"
+
+
+async def test_a_file_that_may_not_be_read_is_forbidden(root: Path) -> None:
+    (root / "a.txt").chmod(0)
+    if os.access(root / "a.txt", os.R_OK):
+        pytest.skip("this user may read everything")
+
+    async with serving(root) as site:
+        answer = await site.ask(get("/a.txt"))
+
+    assert answer.status == 403
+
+
+async def test_head_is_get_without_the_body(root: Path) -> None:
+    async with serving(root) as site:
+        for target in ("/a.txt", "/large.bin", "/missing", "/bytes/5"):
+            whole = await site.ask_all(get(target, "Connection: close"))
+            head = await site.ask_all(get(target, "Connection: close", method="HEAD"))
+
+            assert head.endswith(b"\r\n\r\n")
+            # The Date may have moved on.
+            wanted = whole.partition(b"\r\n\r\n")[0].split(b"\r\n")
+            assert head[:-4].split(b"\r\n")[4:] == wanted[4:]
+
+
+async def test_conditional_requests_are_answered_by_304(root: Path) -> None:
+    async with serving(root) as site:
+        for target in ("/a.txt", "/large.bin"):
+            etag = (await site.ask(get(target))).headers["etag"]
+            same = await site.ask(get(target, f"If-None-Match: {etag}"))
+            other = await site.ask(get(target, 'If-None-Match: "other"'))
+            failed = await site.ask(get(target, 'If-Match: "other"'))
+
+            assert (same.status, same.body, same.headers["etag"]) == (304, b"", etag)
+            assert "content-length" not in same.headers
+            assert other.status == 200
+            assert failed.status == 412
+
+
+async def test_one_range_is_a_206(root: Path) -> None:
+    async with serving(root) as site:
+        small = await site.ask(get("/a.txt", "Range: bytes=2-4"))
+        large = await site.ask(get("/large.bin", "Range: bytes=-300000"))
+        tail = await site.ask(get("/large.bin", "Range: bytes=200000-"))
+        head = await site.ask_all(
+            get("/a.txt", "Range: bytes=2-4", "Connection: close", method="HEAD")
+        )
+
+    assert (small.status, small.body) == (206, b"234")
+    assert small.headers["content-range"] == "bytes 2-4/10"
+    assert (large.status, large.body) == (206, LARGE)
+    assert (tail.status, tail.body) == (206, LARGE[200000:])
+    assert tail.headers["content-range"] == f"bytes 200000-{len(LARGE) - 1}/{len(LARGE)}"
+    # Range is for GET alone.
+    assert head.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("target", ["/a.txt", "/large.bin"])
+async def test_several_ranges_come_in_parts(root: Path, target: str) -> None:
+    whole = (root / target[1:]).read_bytes()
+    async with serving(root) as site:
+        answer = await site.ask(get(target, "Range: bytes=7-8,0-1"))
+
+    kind, _, boundary = answer.headers["content-type"].partition("; boundary=")
+    assert (answer.status, kind) == (206, "multipart/byteranges")
+    assert int(answer.headers["content-length"]) == len(answer.body)
+    parts = answer.body.split(b"--" + boundary.encode())
+    assert parts[0] == b""
+    assert parts[-1] == b"--\r\n"
+    found = [part.partition(b"\r\n\r\n") for part in parts[1:-1]]
+    assert [content for _, _, content in found] == [whole[7:9] + b"\r\n", whole[0:2] + b"\r\n"]
+    assert b"content-range: bytes 7-8/%d" % len(whole) in found[0][0]
+
+
+async def test_a_range_beyond_the_file_is_416(root: Path) -> None:
+    async with serving(root) as site:
+        answer = await site.ask(get("/a.txt", "Range: bytes=10-"))
+        empty = await site.ask(get("/nothing.txt", "Range: bytes=0-"))
+
+    assert (answer.status, answer.headers["content-range"]) == (416, "bytes */10")
+    assert (empty.status, empty.headers["content-range"]) == (416, "bytes */0")
+
+
+async def test_if_range_gives_the_whole_of_another_version(root: Path) -> None:
+    async with serving(root) as site:
+        etag = (await site.ask(get("/a.txt"))).headers["etag"]
+        same = await site.ask(get("/a.txt", "Range: bytes=0-0", f"If-Range: {etag}"))
+        other = await site.ask(get("/a.txt", "Range: bytes=0-0", 'If-Range: "other"'))
+
+    assert (same.status, same.body) == (206, b"0")
+    assert (other.status, other.body) == (200, b"0123456789")
+
+
+async def test_a_cached_file_is_looked_at_once_a_second(
+    root: Path, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    stamp = Folder.stamp
+
+    def count(self: Folder, names: tuple[bytes, ...]) -> tuple[int, ...] | None:
+        looks.append(names)
+        return stamp(self, names)
+
+    monkeypatch.setattr(Folder, "stamp", count)
+    async with serving(root) as site:
+        for _ in range(3):
+            await site.ask(get("/a.txt"))
+        (root / "a.txt").write_bytes(b"changed")
+        mock_clock.jump(0.9)
+        before = await site.ask(get("/a.txt"))
+        mock_clock.jump(0.2)
+        after = await site.ask(get("/a.txt"))
+        (root / "a.txt").unlink()
+        mock_clock.jump(1.1)
+        gone = await site.ask(get("/a.txt"))
+
+    assert before.body == b"0123456789"
+    assert after.body == b"changed"
+    assert after.headers["etag"] != before.headers["etag"]
+    assert gone.status == 404
+    assert len(looks) == 2
+
+
+async def test_the_cache_forgets_the_oldest_when_it_is_full(root: Path) -> None:
+    settings = Settings(cache_size=5000)
+    async with serving(root, settings=settings) as site:
+        for _ in range(2):
+            for target in ("/a.txt", "/", "/sub/", "/nothing.txt"):
+                assert (await site.ask(get(target))).status == 200
+
+
+async def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(root: Path) -> None:
+    with (root / "large.bin").open("wb") as file:
+        file.truncate(5_000_000)
+    async with serving(root) as site, await site.dial() as stream:
+        await stream.send_all(get("/large.bin"))
+        received = bytes(await stream.receive_some())
+        os.truncate(root / "large.bin", 1_000_000)
+        received += await receive_all(stream)
+
+    assert b"content-length: 5000000\r\n" in received
+    assert len(received) < 2_000_000
+
+
+async def test_a_download_that_is_given_up_leaves_no_descriptor(root: Path) -> None:
+    with (root / "large.bin").open("wb") as file:
+        file.truncate(5_000_000)
+    async with serving(root) as site:
+        await site.ask(get("/a.txt"))
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            async with await site.dial() as stream:
+                await stream.send_all(get("/large.bin"))
+                await stream.receive_some(1)
+        while site.server.statistics().active:
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(0.001)
+
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_reading_goes_on_after_large_files(root: Path) -> None:
+    async with serving(root) as site, await site.dial() as stream:
+        await stream.send_all(get("/large.bin") + get("/a.txt") + get("/large.bin"))
+        answers = ResponseReader(stream)
+
+        assert (await answers.next()).body == LARGE
+        assert (await answers.next()).body == b"0123456789"
+        assert (await answers.next()).body == LARGE
