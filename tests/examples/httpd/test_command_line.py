@@ -95,7 +95,7 @@ def test_it_serves_tcp_tls_and_unix_and_tells_where(root: Path, tmp_path: Path) 
         assert [one.content for one in answers] == [b"0123456789"] * 3
         assert f"unix:{path}" in program.started
         assert "memu:site" in program.started
-        assert program.stop() == 0
+        assert program.stop() == 0, program.stopped
         assert "ShutdownReport" in program.stopped
         assert program.stopped.count('"GET /a.txt HTTP/1.1" 200 10\n') == 3
         assert not path.exists()
