@@ -713,3 +713,30 @@ async def test_a_server_serves_once(nursery: trio.Nursery, autojump_clock: Any) 
     assert repr(server) == "<Server draining memb site active=0>"
     with pytest.raises(ValueError, match="grace"):
         server.shutdown(-1)
+
+
+async def test_a_tls_client_that_is_cut_off_ends_only_its_connection(
+    nursery: trio.Nursery, certificates: Certificates
+) -> None:
+    told = []
+
+    async def handler(connection: trionet.Connection) -> None:
+        try:
+            await connection.receive_some()
+        finally:
+            # OpenSSL itself forgets it with the connection's violent end.
+            told.append(connection.tls)
+
+    server = await nursery.start(
+        partial(trionet.serve, handler, "memb", "site", ssl_context=certificates.server)
+    )
+    for _ in range(2):
+        client = await trionet.dial("memb", "site", ssl_context=certificates.client)
+        await client.do_handshake()
+        # Without the close_notify that tells a proper end from a cut.
+        await client.transport.aclose()
+        await wait_all_tasks_blocked()
+
+    assert [tls.version for tls in told if tls] == ["TLSv1.3", "TLSv1.3"]
+    assert server.statistics().failed == 2
+    assert server.statistics().active == 0
