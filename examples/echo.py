@@ -44,8 +44,9 @@ async def show() -> None:
             for line in (b"hello", b"memory has names here"):
                 await client.send_all(line)
                 print(f"sent {line!r}, got back {bytes(await client.receive_some())!r}")
-        server.shutdown()
-        print(f"stopped: {await server.wait_closed()}")
+            # The client has not said that it is done, but between two messages is a good moment.
+            server.shutdown()
+            print(f"stopped: {await server.wait_closed()}")
 
 
 def main() -> int:

@@ -335,5 +335,7 @@ def _httpx_exceptions() -> Iterator[None]:
         for kind in type(exc).__mro__:
             mapped = getattr(httpx, kind.__name__, None)
             if mapped is not None and kind.__module__.startswith("httpcore"):
+                # The pool raises it "from None" once more, which hides why it happened.
+                exc.__cause__ = exc.__cause__ or exc.__context__
                 raise mapped(str(exc)) from exc
         raise
