@@ -16,6 +16,9 @@ __all__ = ("AccessLog", "escape")
 # Lines that may wait for a slow disk or terminal; more are counted and dropped.
 MAX_WAITING: Final = 65536
 
+# Seconds a line may wait for others, since each write costs a hop to a thread and back.
+DELAY: Final = 0.1
+
 # Not printable ASCII, or a character that would end the field or fake an escape.
 UNSAFE: Final = re.compile(r"[^ !#-\[\]-~]")
 
@@ -61,6 +64,7 @@ class AccessLog:
         """Write what comes, for ever. If cancelled, what waits is still there for `flush`."""
         while True:
             await self._filled.wait()
+            await trio.sleep(DELAY)
             # Taken here and not in the thread, where `add` could be in the middle of its work.
             text = self._take()
             await trio.to_thread.run_sync(self._write, text)

@@ -78,19 +78,12 @@ class Request:
       refusal: why the request is not to be served, or None.
     """
 
-    __slots__ = (
-        "body",
-        "body_size",
-        "complete",
-        "headers",
-        "keep_alive",
-        "method",
-        "plain",
-        "refusal",
-        "target",
-        "version",
-        "wire_size",
-    )
+    # Defaults on the class, and so no slots: most requests never set them.
+    plain = False
+    complete = False
+    body_size = 0
+    wire_size = 0
+    refusal: Refusal | None = None
 
     def __init__(
         self, method: bytes, target: bytes, version: str, headers: dict[bytes, bytes], keep: bool
@@ -100,12 +93,7 @@ class Request:
         self.version = version
         self.headers = headers
         self.keep_alive = keep
-        self.plain = False
-        self.complete = False
         self.body: list[bytes] = []
-        self.body_size = 0
-        self.wire_size = 0
-        self.refusal: Refusal | None = None
 
     @property
     def content_length(self) -> int | None:
@@ -132,6 +120,7 @@ class RequestParser:
         "_earlier",
         "_feeding",
         "_headers",
+        "_host",
         "_parser",
         "_repeated",
         "_settings",
@@ -149,6 +138,8 @@ class RequestParser:
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._repeated = 0
+        # The last Host that was looked at and found good: a client's is always the same.
+        self._host = b""
         # Whose body is coming.
         self._current: Request | None = None
         # The size of the head in progress that earlier feeds brought; how many heads began in this
@@ -260,16 +251,19 @@ class RequestParser:
         if host is None:
             if request.version == "1.1":
                 request.refusal = Refusal(400, "HTTP/1.1 needs a Host field.")
-        elif HOST.fullmatch(host) is None:
-            request.refusal = Refusal(400, "The Host field is not one host.")
-        else:
-            request.plain = (
-                request.method == b"GET"
-                and request.version == "1.1"
-                and request.keep_alive
-                and request.refusal is None
-                and SPECIAL.isdisjoint(headers)
-            )
+        elif host != self._host:
+            if HOST.fullmatch(host) is None:
+                request.refusal = Refusal(400, "The Host field is not one host.")
+            else:
+                self._host = host
+        if (
+            request.method == b"GET"
+            and request.version == "1.1"
+            and request.keep_alive
+            and request.refusal is None
+            and SPECIAL.isdisjoint(headers)
+        ):
+            request.plain = True
         self.requests.append(request)
         self._current = request
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from examples.httpd.access_log import MAX_WAITING, AccessLog, escape
+from examples.httpd.access_log import DELAY, MAX_WAITING, AccessLog, escape
 from tests.examples.httpd.support import get, serving
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ async def test_a_slow_log_holds_up_nobody_and_its_losses_are_counted(root: Path)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log.run)
         log.add("a", "first", 200, 1)
-        await trio.sleep(0.05)
+        await trio.sleep(DELAY * 3)
         for _ in range(MAX_WAITING + 7):
             log.add("a", "x", 200, 1)
         slow.set()
