@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -406,3 +407,44 @@ def test_bad_addresses_are_refused_before_anything_is_opened(
 def test_what_cannot_dial_is_refused() -> None:
     with pytest.raises(TypeError, match="dial must be"):
         Transport("tcp", dial="memu")  # type: ignore[arg-type]
+
+
+# HTTP/2
+
+
+async def test_http_2_is_spoken_where_the_handshake_chose_it(
+    nursery: trio.Nursery, certificates: Certificates
+) -> None:
+    pytest.importorskip("h2", reason="h2 is not installed")
+    import h2.config
+    import h2.connection
+    import h2.events
+
+    offered = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificates.authority.issue_cert("site").configure_cert(offered)
+    offered.set_alpn_protocols(["h2"])
+
+    async def handler(connection: trionet.Connection) -> None:
+        state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        state.initiate_connection()
+        await connection.send_all(state.data_to_send())
+        async for data in connection:
+            for event in state.receive_data(bytes(data)):
+                if isinstance(event, h2.events.RequestReceived):
+                    assert event.stream_id is not None
+                    state.send_headers(event.stream_id, [(":status", "200")])
+                    state.send_data(event.stream_id, b"two", end_stream=True)
+            await connection.send_all(state.data_to_send())
+
+    server: trionet.Server = await nursery.start(
+        partial(trionet.serve, handler, "memb", "site", ssl_context=offered)
+    )
+    client_tls = ssl.create_default_context()
+    certificates.authority.configure_trust(client_tls)
+    transport = Transport("memb", ssl_context=client_tls, http2=True)
+    async with httpx.AsyncClient(transport=transport) as client:
+        for _ in range(3):
+            response = await client.get("https://site/")
+            assert (response.http_version, response.text) == ("HTTP/2", "two")
+
+        assert server.statistics().accepted == 1
