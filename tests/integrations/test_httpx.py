@@ -6,6 +6,9 @@ import ssl
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import h2.config
+import h2.connection
+import h2.events
 import httpcore
 import httpx
 import pytest
@@ -415,11 +418,6 @@ def test_what_cannot_dial_is_refused() -> None:
 async def test_http_2_is_spoken_where_the_handshake_chose_it(
     nursery: trio.Nursery, certificates: Certificates
 ) -> None:
-    pytest.importorskip("h2", reason="h2 is not installed")
-    import h2.config
-    import h2.connection
-    import h2.events
-
     offered = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     certificates.authority.issue_cert("site").configure_cert(offered)
     offered.set_alpn_protocols(["h2"])

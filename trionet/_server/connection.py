@@ -50,8 +50,8 @@ class Connection(Stream):
 
     def __init__(self, transport: Stream, server: Serving, started_at: float) -> None:
         self._transport = transport
-        self.server = server
-        self.started_at = started_at
+        self.server: Serving = server
+        self.started_at: float = started_at
         self._context: dict[Any, Any] | None = None
         # These are the server's: where in its life the connection is; the one cancel scope around
         # it, if a handshake or a limit needs one; what the timekeeper saw; and the IP address it
@@ -214,7 +214,7 @@ class IdleScope:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.cancelled_caught = False
+        self.cancelled_caught: bool = False
 
     def __enter__(self) -> IdleScope:
         connection = self._connection

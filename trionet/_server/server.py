@@ -101,7 +101,7 @@ class Server:
         self._report = {"completed": 0, "cancelled": 0, "forced": 0}
         self._empty = trio.Event()
         self._closed = trio.Event()
-        self.draining = trio.Event()
+        self.draining: trio.Event = trio.Event()
 
     def __repr__(self) -> str:
         where = ", ".join(f"{a.network} {a}" for a in self.addresses)

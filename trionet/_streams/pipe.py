@@ -72,13 +72,13 @@ class Pipe:
     )
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.unread = 0
-        self.received = 0
-        self.send_closed = False
-        self.receive_closed = False
-        self.broken = False
-        self.interrupted = False
+        self.capacity: int = capacity
+        self.unread: int = 0
+        self.received: int = 0
+        self.send_closed: bool = False
+        self.receive_closed: bool = False
+        self.broken: bool = False
+        self.interrupted: bool = False
         # Unread pieces, oldest first; so many bytes of the first were received already.
         self._chunks: deque[bytes] = deque()
         self._offset = 0

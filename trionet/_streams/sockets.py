@@ -132,7 +132,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         if not isinstance(sock, socket.socket) or sock.type != socket.SOCK_STREAM:
             raise TypeError(f"SocketStream needs a stream socket, got {sock!r}")
         sock.setblocking(False)
-        self.socket = sock
+        self.socket: socket.socket = sock
         self._local: Address | None = local
         self._remote: Address | None = remote
         self._peername = peername
@@ -429,7 +429,7 @@ class SocketListener(Listener[SocketStream]):
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise ValueError(f"SocketListener needs a listening socket, got {sock!r}")
         sock.setblocking(False)
-        self.socket = sock
+        self.socket: socket.socket = sock
         self._address = address or address_of(sock.family, sock.getsockname())
         self._accept_busy = False
         self._inode = inode

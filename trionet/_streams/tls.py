@@ -510,8 +510,8 @@ class TLSListener(Listener[TLSStream]):
 
     def __init__(self, transport: Listener[Stream], ssl_context: ssl.SSLContext) -> None:
         check_tls_arguments(ssl_context, True, None)
-        self.transport = transport
-        self.ssl_context = ssl_context
+        self.transport: Listener[Stream] = transport
+        self.ssl_context: ssl.SSLContext = ssl_context
 
     def __repr__(self) -> str:
         return f"<TLSListener over {self.transport!r}>"

@@ -152,10 +152,9 @@ async def test_a_directory_without_its_slash_redirects(root: Path) -> None:
     assert answer.headers["location"] == "/sub/"
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 async def test_a_file_that_may_not_be_read_is_forbidden(root: Path) -> None:
     (root / "a.txt").chmod(0)
-    if os.access(root / "a.txt", os.R_OK):
-        pytest.skip("this user may read everything")
 
     async with serving(root) as site:
         answer = await site.ask(get("/a.txt"))
