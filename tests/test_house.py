@@ -22,6 +22,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "_streams",
         (
             "pipe",
+            "poller",
             "readiness",
             "memory",
             "sockets",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import socket
-import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,59 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trionet import SocketStream
-from trionet._streams import readiness
+from trionet._streams import poller, readiness
+from trionet._streams.poller import KqueuePoller
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the hub needs epoll")
+pytestmark = pytest.mark.skipif(
+    not hasattr(select, "epoll"), reason="these tests look for descriptors as Linux has them"
+)
+
+
+class FakeKqueue:
+    """kqueue(2) with EVFILT_READ and EV_CLEAR, on top of epoll."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self.fileno = self._epoll.fileno
+        self.close = self._epoll.close
+
+    def control(self, changes: list[Any], count: int, timeout: float) -> list[Any]:
+        for fd, _filter, flags in changes:
+            if flags & FakeSelect.KQ_EV_DELETE:
+                self._epoll.unregister(fd)
+            else:
+                assert flags == FakeSelect.KQ_EV_ADD | FakeSelect.KQ_EV_CLEAR
+                self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+        if not count:
+            return []
+        return [
+            SimpleNamespace(
+                ident=fd, flags=FakeSelect.KQ_EV_EOF if events & select.EPOLLRDHUP else 0
+            )
+            for fd, events in self._epoll.poll(timeout, count)
+        ]
+
+
+class FakeSelect:
+    """The select module of a Mac."""
+
+    KQ_EV_ADD, KQ_EV_DELETE, KQ_EV_CLEAR, KQ_EV_EOF, KQ_FILTER_READ = 0x1, 0x2, 0x20, 0x8000, -1
+    kqueue = FakeKqueue
+
+    @staticmethod
+    def kevent(fd: int, kind: int, flags: int) -> tuple[int, int, int]:
+        assert kind == FakeSelect.KQ_FILTER_READ
+        return fd, kind, flags
+
+
+@pytest.fixture(autouse=True, params=["epoll", "kqueue"])
+def platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test with either poller."""
+    if request.param == "kqueue":
+        monkeypatch.setattr(poller, "_select", FakeSelect)
+        monkeypatch.setattr(
+            readiness, "new_poller", lambda *, bytes_too: KqueuePoller(bytes_too=bytes_too)
+        )
 
 
 class Pairs:
@@ -190,6 +241,38 @@ async def test_a_hang_up_calls_back_once_it_happens() -> None:
     near.close()
 
 
+async def test_a_socket_is_watched_once() -> None:
+    near, far = socket.socketpair()
+    readiness.watch_hangup(near, list)
+    with pytest.raises(ValueError, match="watched already"):
+        readiness.watch_hangup(near, list)
+    readiness.forget(near)
+    near.close()
+    far.close()
+
+
+@pytest.mark.parametrize("failing", [None, OSError(24, "no descriptors")])
+async def test_without_a_poller_all_sockets_wait_by_themselves(
+    failing: OSError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*, bytes_too: bool) -> None:
+        if failing is not None:
+            raise failing
+
+    monkeypatch.setattr(readiness, "new_poller", none)
+    pairs = Pairs(10)
+    async with trio.open_nursery() as nursery:
+        for index in range(10):
+            nursery.start_soon(pairs.receive, index)
+        await wait_all_tasks_blocked()
+        assert registered() == 0
+        assert not readiness.watch_hangup(pairs.near[0].socket, list)
+        for far in pairs.far:
+            far.send(b"ping")
+    assert len(pairs.received) == 10
+    pairs.close()
+
+
 async def test_an_unwatched_socket_calls_nobody() -> None:
     near, far = socket.socketpair()
     calls: list[int] = []
@@ -243,20 +326,20 @@ def test_the_hubs_descriptors_end_with_the_run() -> None:
     assert len(os.listdir("/proc/self/fd")) == base
 
 
-def test_a_child_forked_inside_a_run_does_not_touch_the_hub(monkeypatch: Any) -> None:
+def test_a_child_forked_inside_a_run_does_not_touch_the_hub() -> None:
     async def main() -> bool:
         pairs = Pairs(8)
         async with trio.open_nursery() as nursery:
             for index in range(8):
                 nursery.start_soon(pairs.receive, index)
             await wait_all_tasks_blocked()
-            # What the hook does in a real child.
-            monkeypatch.setattr(readiness, "_forks", readiness._forks + 1)
-            unused = readiness.watch_hangup(pairs.near[0].socket, list)
-            monkeypatch.undo()
+            with pytest.MonkeyPatch.context() as patch:
+                # What the hook does in a real child.
+                patch.setattr(readiness, "_forks", readiness._forks + 1)
+                watched = readiness.watch_hangup(pairs.near[0].socket, list)
             nursery.cancel_scope.cancel()
         pairs.close()
-        return unused
+        return watched
 
     assert trio.run(main) is False
 

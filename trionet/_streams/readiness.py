@@ -2,7 +2,7 @@
 
 How this works. trio's ``wait_readable`` registers a descriptor for one wake-up each time, which is
 a system call and some bookkeeping a wait; for a few sockets nothing is faster. For many, each is
-registered once with an epoll of ours, edge-triggered, and a system task waits for that one
+registered once with a poller of ours, edge-triggered, and a system task waits for that one
 descriptor with trio's ``wait_readable`` and then reschedules all parked tasks of a burst. So the
 first `DIRECT_WAITS` tasks that wait use trio's, and a socket that first parks beyond them moves to
 the hub and stays there.
@@ -11,32 +11,30 @@ An edge comes once. It may come while nobody is parked on its socket: the entry 
 the next park returns at once. End of file and errors are remembered for good, since after them no
 further edge may come. Waking somebody for nothing is always allowed: whoever parks tries again.
 
-Where there is no epoll, trio's own wait is used for all, and `watch_hangup` says so.
+Where there is no poller, trio's own wait is used for all, and `watch_hangup` says so.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import select
-import sys
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from .poller import new_poller
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+
+    from .poller import Poller
 
 __all__ = ("forget", "park_readable", "park_writable", "unwatch_hangup", "wake", "watch_hangup")
 
 # With fewer tasks than this waiting, the hub's extra scheduler pass costs more than the system
 # calls it saves (43 against 32 µs a TCP round trip for one pair, 24 against 39 for fifty).
 DIRECT_WAITS: Final = 4
-
-# How many events one poll takes. The rest come with the next pass of the scheduler, so that a
-# storm of events cannot keep other tasks from running.
-BURST: Final = 512
 
 _logger = logging.getLogger("trionet.readiness")
 _forks = 0
@@ -63,214 +61,208 @@ class _Entry:
         self.hung_up = False
 
 
-if sys.platform == "linux":
+@final
+class _Hub:
+    """This run's pollers and what is registered with them."""
 
-    @final
-    class _Hub:
-        """This run's epolls and what is registered with them."""
+    def __init__(self) -> None:
+        self.forks = _forks
+        self.entries: dict[int, _Entry] = {}
+        self.direct_waits = 0
+        self._edges: Poller | None = None
+        self._hangups: Poller | None = None
+        self._watchers: dict[int, Callable[[], object]] = {}
 
-        def __init__(self) -> None:
-            self.forks = _forks
-            self.entries: dict[int, _Entry] = {}
-            self.direct_waits = 0
-            self._edges: select.epoll | None = None
-            self._hangups: select.epoll | None = None
-            self._watchers: dict[int, Callable[[], object]] = {}
+    # Readability
 
-        # Readability
-
-        def register(self, fd: int) -> _Entry:
-            if self._edges is None:
-                self._edges = select.epoll()
-                trio.lowlevel.spawn_system_task(self._serve_edges, self._edges)
-            # EPOLLRDHUP tells end of file apart from bytes, which a short read cannot.
-            self._edges.register(fd, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
-            entry = self.entries[fd] = _Entry()
-            return entry
-
-        def unregister(self, fd: int) -> _Entry | None:
-            entry = self.entries.pop(fd, None)
-            if entry is not None and self._edges is not None:
-                # Not left to close(): a forked child may keep the description open, and events
-                # of a descriptor that has gone would then wake its successor's tasks for ever.
-                self._edges.unregister(fd)
-            return entry
-
-        async def _serve_edges(self, edges: select.epoll) -> None:
-            gone = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-            try:
-                while True:
-                    await trio.lowlevel.wait_readable(edges.fileno())
-                    for fd, events in edges.poll(0, BURST):
-                        entry = self.entries.get(fd)
-                        if entry is None:
-                            continue
-                        if events & gone:
-                            entry.hung_up = True
-                        if entry.task is None:
-                            entry.ready = True
-                        else:
-                            task, entry.task = entry.task, None
-                            trio.lowlevel.reschedule(task)
-            finally:
-                edges.close()
-                self._edges = None
-                self.entries.clear()
-
-        # Hang-ups
-
-        def watch(self, fd: int, callback: Callable[[], object]) -> None:
-            if self._hangups is None:
-                self._hangups = select.epoll()
-                trio.lowlevel.spawn_system_task(self._serve_hangups, self._hangups)
-            self._hangups.register(fd, select.EPOLLRDHUP | select.EPOLLET)
-            self._watchers[fd] = callback
-
-        def unwatch(self, fd: int) -> None:
-            if self._watchers.pop(fd, None) is not None and self._hangups is not None:
-                self._hangups.unregister(fd)
-
-        async def _serve_hangups(self, hangups: select.epoll) -> None:
-            try:
-                while True:
-                    await trio.lowlevel.wait_readable(hangups.fileno())
-                    for fd, _ in hangups.poll(0, BURST):
-                        callback = self._watchers.get(fd)
-                        if callback is not None:
-                            self._call(callback)
-            finally:
-                hangups.close()
-                self._hangups = None
-                self._watchers.clear()
-
-        @staticmethod
-        def _call(callback: Callable[[], object]) -> None:
-            try:
-                callback()
-            except Exception:
-                # An exception out of a system task would take the whole run down.
-                _logger.exception("a hang-up callback raised")
-
-    _hub: trio.lowlevel.RunVar[_Hub] = trio.lowlevel.RunVar("trionet.readiness")
-
-    def _this_hub() -> _Hub | None:
-        """Return this run's hub, or None in a child forked inside it: its epolls are shared."""
+    def register(self, fd: int) -> _Entry | None:
+        """Register ``fd``, or return None where it cannot be."""
         try:
-            hub = _hub.get()
-        except LookupError:
-            hub = _Hub()
-            _hub.set(hub)
-        return hub if hub.forks == _forks else None
+            if self._edges is None:
+                self._edges = new_poller(bytes_too=True)
+                if self._edges is None:
+                    return None
+                trio.lowlevel.spawn_system_task(self._serve_edges, self._edges)
+            self._edges.register(fd)
+        except OSError:
+            # Out of descriptors, or of the kernel's memory for watches: trio's wait needs neither.
+            return None
+        entry = self.entries[fd] = _Entry()
+        return entry
 
-    async def park_readable(sock: socket.socket) -> None:
-        """Wait until ``sock`` is probably readable; the caller tries again, and may park again.
+    def unregister(self, fd: int) -> _Entry | None:
+        entry = self.entries.pop(fd, None)
+        if entry is not None and self._edges is not None:
+            # Not left to close(): a forked child may keep the description open, and events of a
+            # descriptor that has gone would then wake its successor's tasks for ever.
+            self._edges.unregister(fd)
+        return entry
 
-        Raises:
-          trio.ClosedResourceError: the socket was closed (and `forget` called) meanwhile.
+    async def _serve_edges(self, edges: Poller) -> None:
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(edges.fileno())
+                for fd, at_end in edges.poll():
+                    entry = self.entries.get(fd)
+                    if entry is None:
+                        continue
+                    if at_end:
+                        entry.hung_up = True
+                    if entry.task is None:
+                        entry.ready = True
+                    else:
+                        task, entry.task = entry.task, None
+                        trio.lowlevel.reschedule(task)
+        finally:
+            edges.close()
+            self._edges = None
+            self.entries.clear()
 
-        If cancelled, nothing was received.
-        """
-        hub = _this_hub()
-        if hub is None:
-            await _wait_directly(sock)
-            return
-        fd = sock.fileno()
-        if fd == -1:
-            raise trio.ClosedResourceError("this socket was closed")
-        entry = hub.entries.get(fd)
-        if entry is None:
-            if hub.direct_waits < DIRECT_WAITS:
-                hub.direct_waits += 1
-                try:
-                    await _wait_directly(sock)
-                finally:
-                    hub.direct_waits -= 1
-                return
-            entry = hub.register(fd)
-        if entry.ready or entry.hung_up:
-            entry.ready = False
-            await trio.lowlevel.checkpoint()
-            return
-        if entry.task is not None:
-            raise trio.BusyResourceError("another task is waiting for this socket")
-        entry.task = trio.lowlevel.current_task()
+    # Hang-ups
 
-        def abort(_: object) -> trio.lowlevel.Abort:
-            entry.task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def wake(sock: socket.socket) -> None:
-        """Make a task parked in `park_readable` on ``sock`` return as if that were ready."""
-        hub = _this_hub()
-        entry = hub.entries.get(sock.fileno()) if hub is not None else None
-        if entry is None:
-            # Wakes a writer too, which tries again like everybody who parks.
-            trio.lowlevel.notify_closing(sock)
-        elif entry.task is not None:
-            task, entry.task = entry.task, None
-            trio.lowlevel.reschedule(task)
-
-    def forget(sock: socket.socket) -> None:
-        """Drop all that is known of ``sock``; call it right before closing the socket.
-
-        A task parked on it wakes, and gets `trio.ClosedResourceError` when it tries again.
-        """
-        fd = sock.fileno()
-        hub = _this_hub()
-        if hub is not None:
-            entry = hub.unregister(fd)
-            if entry is not None and entry.task is not None:
-                trio.lowlevel.reschedule(entry.task)
-            hub.unwatch(fd)
-        trio.lowlevel.notify_closing(sock)
-
-    def watch_hangup(sock: socket.socket, callback: Callable[[], object]) -> bool:
-        """Call ``callback()`` once the peer of ``sock`` has closed or reset the connection.
-
-        Costs no task and, until it happens, no system call. The callback is synchronous, runs
-        outside every task of the caller's, may come more than once, and must not raise: what it
-        raises is logged. `unwatch_hangup` or `forget` ends it.
-
-        Returns:
-          False where the platform cannot tell (then the callback is never called).
-
-        Raises:
-          ValueError: the socket is watched already.
-        """
-        hub = _this_hub()
-        if hub is None:
+    def watch(self, fd: int, callback: Callable[[], object]) -> bool:
+        if fd in self._watchers:
+            raise ValueError(f"descriptor {fd} is watched already")
+        try:
+            if self._hangups is None:
+                self._hangups = new_poller(bytes_too=False)
+                if self._hangups is None:
+                    return False
+                trio.lowlevel.spawn_system_task(self._serve_hangups, self._hangups)
+            self._hangups.register(fd)
+        except OSError:
             return False
-        hub.watch(sock.fileno(), callback)
+        self._watchers[fd] = callback
         return True
 
-    def unwatch_hangup(sock: socket.socket) -> None:
-        """Take `watch_hangup` back; nothing happens if ``sock`` is not watched."""
-        hub = _this_hub()
-        if hub is not None:
-            hub.unwatch(sock.fileno())
+    def unwatch(self, fd: int) -> None:
+        if self._watchers.pop(fd, None) is not None and self._hangups is not None:
+            self._hangups.unregister(fd)
 
-else:
+    async def _serve_hangups(self, hangups: Poller) -> None:
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(hangups.fileno())
+                for fd, _ in hangups.poll():
+                    callback = self._watchers.get(fd)
+                    if callback is not None:
+                        self._call(callback)
+        finally:
+            hangups.close()
+            self._hangups = None
+            self._watchers.clear()
 
-    async def park_readable(sock: socket.socket) -> None:
-        """Wait until ``sock`` is probably readable; the caller tries again, and may park again."""
+    @staticmethod
+    def _call(callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except Exception:
+            # An exception out of a system task would take the whole run down.
+            _logger.exception("a hang-up callback raised")
+
+
+_hub: trio.lowlevel.RunVar[_Hub] = trio.lowlevel.RunVar("trionet.readiness")
+
+
+def _this_hub() -> _Hub | None:
+    """Return this run's hub, or None in a child forked inside it: its pollers are shared."""
+    try:
+        hub = _hub.get()
+    except LookupError:
+        hub = _Hub()
+        _hub.set(hub)
+    return hub if hub.forks == _forks else None
+
+
+async def park_readable(sock: socket.socket) -> None:
+    """Wait until ``sock`` is probably readable; the caller tries again, and may park again.
+
+    Raises:
+      trio.ClosedResourceError: the socket was closed (and `forget` called) meanwhile.
+
+    If cancelled, nothing was received.
+    """
+    hub = _this_hub()
+    if hub is None:
         await _wait_directly(sock)
+        return
+    fd = sock.fileno()
+    if fd == -1:
+        raise trio.ClosedResourceError("this socket was closed")
+    entry = hub.entries.get(fd)
+    if entry is None and hub.direct_waits >= DIRECT_WAITS:
+        entry = hub.register(fd)
+    if entry is None:
+        hub.direct_waits += 1
+        try:
+            await _wait_directly(sock)
+        finally:
+            hub.direct_waits -= 1
+        return
+    if entry.ready or entry.hung_up:
+        entry.ready = False
+        await trio.lowlevel.checkpoint()
+        return
+    if entry.task is not None:
+        raise trio.BusyResourceError("another task is waiting for this socket")
+    entry.task = trio.lowlevel.current_task()
 
-    def wake(sock: socket.socket) -> None:
-        """Make a task parked in `park_readable` on ``sock`` return as if that were ready."""
+    def abort(_: object) -> trio.lowlevel.Abort:
+        entry.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    await trio.lowlevel.wait_task_rescheduled(abort)
+
+
+def wake(sock: socket.socket) -> None:
+    """Make a task parked in `park_readable` on ``sock`` return as if that were ready."""
+    hub = _this_hub()
+    entry = hub.entries.get(sock.fileno()) if hub is not None else None
+    if entry is None:
+        # Wakes a writer too, which tries again like everybody who parks.
         trio.lowlevel.notify_closing(sock)
+    elif entry.task is not None:
+        task, entry.task = entry.task, None
+        trio.lowlevel.reschedule(task)
 
-    def forget(sock: socket.socket) -> None:
-        """Drop all that is known of ``sock``; call it right before closing the socket."""
-        trio.lowlevel.notify_closing(sock)
 
-    def watch_hangup(sock: socket.socket, callback: Callable[[], object]) -> bool:  # noqa: ARG001
-        """Return False: this platform cannot tell."""
-        return False
+def forget(sock: socket.socket) -> None:
+    """Drop all that is known of ``sock``; call it right before closing the socket.
 
-    def unwatch_hangup(sock: socket.socket) -> None:
-        """Do nothing: nothing is watched here."""
+    A task parked on it wakes, and gets `trio.ClosedResourceError` when it tries again.
+    """
+    fd = sock.fileno()
+    hub = _this_hub()
+    if hub is not None:
+        entry = hub.unregister(fd)
+        if entry is not None and entry.task is not None:
+            trio.lowlevel.reschedule(entry.task)
+        hub.unwatch(fd)
+    trio.lowlevel.notify_closing(sock)
+
+
+def watch_hangup(sock: socket.socket, callback: Callable[[], object]) -> bool:
+    """Call ``callback()`` once the peer of ``sock`` has closed or reset the connection.
+
+    Costs no task and, until it happens, no system call. The callback is synchronous, runs outside
+    every task of the caller's, may come more than once, and must not raise: what it raises is
+    logged. `unwatch_hangup` or `forget` ends it.
+
+    Returns:
+      False where the platform cannot tell (then the callback is never called).
+
+    Raises:
+      ValueError: the socket is watched already.
+    """
+    hub = _this_hub()
+    return hub is not None and hub.watch(sock.fileno(), callback)
+
+
+def unwatch_hangup(sock: socket.socket) -> None:
+    """Take `watch_hangup` back; nothing happens if ``sock`` is not watched."""
+    hub = _this_hub()
+    if hub is not None:
+        hub.unwatch(sock.fileno())
 
 
 async def park_writable(sock: socket.socket) -> None:
