@@ -1,6 +1,7 @@
 """Streams, servers, pools and networks for trio: whatever must move bytes."""
 
 from ._address import Address as Address
+from ._errors import TooLongError as TooLongError
 from ._options import MemoryOptions as MemoryOptions
 from ._options import SocketOptions as SocketOptions
 from ._server.connection import Connection as Connection
@@ -13,6 +14,8 @@ from ._server.limits import Limits as Limits
 from ._server.serve import serve as serve
 from ._server.serve import serve_until_signalled as serve_until_signalled
 from ._server.server import Server as Server
+from ._streams.buffered import BufferedStream as BufferedStream
+from ._streams.buffered import HalfCloseableBufferedStream as HalfCloseableBufferedStream
 from ._streams.memory import MemoryListener as MemoryListener
 from ._streams.memory import MemoryStream as MemoryStream
 from ._streams.memory import memory_stream_pair as memory_stream_pair

@@ -5,6 +5,7 @@ addresses, so that a handler written on memory works on TCP::
 
     trio.ClosedResourceError    you closed it
     trio.BrokenResourceError    the other side, or what lies between, is gone
+      TooLongError              it sent more than was allowed before its delimiter
     trio.BusyResourceError      two tasks did what one task at a time may do
     trio.WouldBlock             a ``*_nowait`` found nothing
     ConnectionRefusedError      nobody listens there
@@ -16,10 +17,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
+import trio
+
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ("ReceiveInterrupted", "Ungrouped")
+__all__ = ("ReceiveInterrupted", "TooLongError", "Ungrouped")
+
+
+@final
+class TooLongError(trio.BrokenResourceError):
+    """The peer's message has no end within the size that was allowed for it.
+
+    The connection still works, and what came stays to be received: a handler can answer before it
+    closes, with HTTP's 431 say.
+    """
 
 
 @final
