@@ -559,10 +559,20 @@ async def start_tls(
 
     Raises:
       TypeError, ValueError: as `TLSStream`.
-      trio.BrokenResourceError: the handshake failed; the connection is closed.
+      trio.BrokenResourceError: the handshake failed, or ``stream`` is a `BufferedStream` that has
+        plaintext buffered; the connection is closed.
 
     If cancelled, the connection is closed.
     """
+    check_tls_arguments(ssl_context, server_side, server_hostname)
+    ahead: bytes = getattr(stream, "buffered", b"")
+    if ahead:
+        # Whoever can write into the plaintext could else have it taken for what the peer said
+        # under TLS: CVE-2011-0411.
+        await trio.aclose_forcefully(stream)
+        raise trio.BrokenResourceError(
+            f"TLS cannot start: {len(ahead)} bytes of plaintext were received ahead of it"
+        )
     tls = TLSStream(stream, ssl_context, server_side=server_side, server_hostname=server_hostname)
     try:
         await tls.do_handshake()
