@@ -3,6 +3,7 @@
 from ._address import Address as Address
 from ._errors import TooLongError as TooLongError
 from ._options import MemoryOptions as MemoryOptions
+from ._options import ProxyProtocol as ProxyProtocol
 from ._options import SocketOptions as SocketOptions
 from ._server.connection import Connection as Connection
 from ._server.connection import HalfCloseableConnection as HalfCloseableConnection
@@ -24,6 +25,11 @@ from ._streams.network import dial as dial
 from ._streams.network import listen as listen
 from ._streams.network import map_network as map_network
 from ._streams.network import names as names
+from ._streams.preface import HalfCloseableProxyStream as HalfCloseableProxyStream
+from ._streams.preface import ProxyListener as ProxyListener
+from ._streams.preface import ProxyStream as ProxyStream
+from ._streams.proxy_protocol import ProxyHeader as ProxyHeader
+from ._streams.proxy_protocol import ProxyTLV as ProxyTLV
 from ._streams.sockets import SocketListener as SocketListener
 from ._streams.sockets import SocketStream as SocketStream
 from ._streams.tls import TLSInfo as TLSInfo

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, Literal, final
 
-__all__ = ("MemoryOptions", "SocketOptions")
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ("MemoryOptions", "ProxyProtocol", "SocketOptions")
 
 
 def _require_int(owner: object, name: str, value: object, minimum: int) -> None:
@@ -56,3 +60,53 @@ class MemoryOptions:
 
     def __post_init__(self) -> None:
         _require_int(self, "buffer_size", self.buffer_size, minimum=1)
+
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyProtocol:
+    """That every connection starts with a PROXY protocol header, and who may send one.
+
+    A header says who the client is, so whoever may send it may be anybody. That is why nobody is
+    trusted unless named, and why a connection without a header is refused, not served.
+
+    Attributes:
+      trusted: the proxies: networks such as ``"10.0.0.0/8"`` or ``"2001:db8::/32"``, single
+        addresses, and for peers that have none ``"unix"``, ``"memu"`` or ``"memb"``. Kept as
+        `ipaddress` networks and these words.
+      versions: the formats that are taken, of ``"v1"`` (text) and ``"v2"`` (binary); both unless
+        given.
+    """
+
+    trusted: Sequence[str | IPNetwork]
+    versions: Sequence[Literal["v1", "v2"]] = ("v1", "v2")
+
+    def __post_init__(self) -> None:
+        for name in ("trusted", "versions"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise TypeError(f"ProxyProtocol.{name} must be a list, got {value!r}")
+        versions = tuple(self.versions)
+        if not versions or not {"v1", "v2"}.issuperset(versions):
+            raise ValueError(f'ProxyProtocol.versions must be of "v1" and "v2", got {versions!r}')
+        trusted = tuple(_trusted(one) for one in self.trusted)
+        if not trusted:
+            raise ValueError("ProxyProtocol.trusted must name at least one network, got none")
+        object.__setattr__(self, "versions", versions)
+        object.__setattr__(self, "trusted", trusted)
+
+
+def _trusted(one: object) -> str | IPNetwork:
+    if isinstance(one, IPNetwork):
+        return one
+    if not isinstance(one, str):
+        raise TypeError(f"ProxyProtocol.trusted takes networks as str, got {one!r}")
+    if one in {"unix", "memu", "memb"}:
+        return one
+    try:
+        return ipaddress.ip_network(one)
+    except ValueError as exc:
+        raise ValueError(f"ProxyProtocol.trusted: {exc}") from exc

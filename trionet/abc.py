@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
-    from ._options import MemoryOptions, SocketOptions
+    from ._options import MemoryOptions, ProxyProtocol, SocketOptions
 
 __all__ = ("Address", "Listener", "Network", "ReceiveInterrupted", "Stream")
 
@@ -168,6 +168,7 @@ class Network(metaclass=ABCMeta):
         address: str,
         *,
         ssl_context: ssl.SSLContext | None = None,
+        proxy_protocol: ProxyProtocol | None = None,
         options: SocketOptions | MemoryOptions | None = None,
         backlog: int | None = None,
     ) -> Sequence[Listener[Stream]]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .._address import Address
+    from .._streams.proxy_protocol import ProxyHeader
     from .._streams.tls import TLSInfo
     from .facts import Serving, State, Watched
 
@@ -67,12 +68,12 @@ class Connection(Stream):
 
     @property
     def local_address(self) -> Address:
-        """The address the client dialled."""
+        """The address the client dialled, also where it dialled a proxy."""
         return self._transport.local_address
 
     @property
     def remote_address(self) -> Address:
-        """The client's address."""
+        """The client's own address, also behind a proxy."""
         return self._transport.remote_address
 
     @property
@@ -92,6 +93,12 @@ class Connection(Stream):
         """What the TLS handshake agreed on; None without TLS."""
         tls: TLSInfo | None = getattr(self._transport, "tls", None)
         return tls
+
+    @property
+    def proxy_header(self) -> ProxyHeader | None:
+        """What a proxy in front of the server said of the client; None if none may speak."""
+        header: ProxyHeader | None = getattr(self._transport, "proxy_header", None)
+        return header
 
     @property
     def draining(self) -> trio.Event:

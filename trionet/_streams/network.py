@@ -9,8 +9,9 @@ import trio
 
 from .. import abc
 from .._address import MEMORY_NETWORKS, NETWORKS, TCP_NETWORKS, Address
-from .._options import MemoryOptions, SocketOptions
+from .._options import MemoryOptions, ProxyProtocol, SocketOptions
 from .memory import BACKLOG, MemoryListener, MemoryStream, refused
+from .preface import ProxyListener, check_proxy_protocol
 from .system import dial_socket, listen_socket
 from .tls import TLSListener, TLSStream, check_tls_arguments
 
@@ -56,6 +57,7 @@ class SystemNetwork(abc.Network):
         address: str,
         *,
         ssl_context: ssl.SSLContext | None = None,
+        proxy_protocol: ProxyProtocol | None = None,
         options: Options | None = None,
         backlog: int | None = None,
     ) -> Sequence[abc.Listener[abc.Stream]]:
@@ -64,13 +66,10 @@ class SystemNetwork(abc.Network):
         If cancelled, nothing is left listening.
         """
         target = Address.parse(network, address)
-        if ssl_context is not None:
-            check_tls_arguments(ssl_context, True, None)
+        _check_preface(ssl_context, proxy_protocol)
         _check_backlog(backlog)
         listeners = await listen_socket(target, _socket_options(target, options), backlog)
-        if ssl_context is None:
-            return listeners
-        return [TLSListener(listener, ssl_context) for listener in listeners]
+        return _prefaced(listeners, ssl_context, proxy_protocol)
 
 
 _SYSTEM = SystemNetwork()
@@ -207,6 +206,7 @@ class Network(abc.Network):
         address: str,
         *,
         ssl_context: ssl.SSLContext,
+        proxy_protocol: ProxyProtocol | None = None,
         options: Options | None = None,
         backlog: int | None = None,
     ) -> list[TLSListener]: ...
@@ -218,6 +218,7 @@ class Network(abc.Network):
         address: str,
         *,
         ssl_context: None = None,
+        proxy_protocol: None = None,
         options: Options | None = None,
         backlog: int | None = None,
     ) -> list[MemoryListener]: ...
@@ -229,6 +230,7 @@ class Network(abc.Network):
         address: str,
         *,
         ssl_context: ssl.SSLContext | None = None,
+        proxy_protocol: ProxyProtocol | None = None,
         options: Options | None = None,
         backlog: int | None = None,
     ) -> Sequence[abc.Listener[abc.Stream]]: ...
@@ -239,6 +241,7 @@ class Network(abc.Network):
         address: str,
         *,
         ssl_context: ssl.SSLContext | None = None,
+        proxy_protocol: ProxyProtocol | None = None,
         options: Options | None = None,
         backlog: int | None = None,
     ) -> Sequence[abc.Listener[abc.Stream]]:
@@ -249,11 +252,15 @@ class Network(abc.Network):
         real = self._mapped.get(network, network)
         if real not in MEMORY_NETWORKS:
             return await _system().listen(
-                real, address, ssl_context=ssl_context, options=options, backlog=backlog
+                real,
+                address,
+                ssl_context=ssl_context,
+                proxy_protocol=proxy_protocol,
+                options=options,
+                backlog=backlog,
             )
         target = Address.parse(real, address)
-        if ssl_context is not None:
-            check_tls_arguments(ssl_context, True, None)
+        _check_preface(ssl_context, proxy_protocol)
         _check_backlog(backlog)
         buffer_size = _buffer_size(network, real, options)
         # Checked before the name is taken, so that a cancelled call leaves nothing.
@@ -269,7 +276,7 @@ class Network(abc.Network):
             target, buffer_size, BACKLOG if backlog is None else backlog, forget
         )
         self._listeners[key] = listener
-        return [listener] if ssl_context is None else [TLSListener(listener, ssl_context)]
+        return _prefaced([listener], ssl_context, proxy_protocol)
 
 
 _default: trio.lowlevel.RunVar[Network] = trio.lowlevel.RunVar("trionet.default_network")
@@ -370,6 +377,7 @@ async def listen(
     address: str,
     *,
     ssl_context: ssl.SSLContext,
+    proxy_protocol: ProxyProtocol | None = None,
     options: Options | None = None,
     backlog: int | None = None,
 ) -> list[TLSListener]: ...
@@ -381,6 +389,7 @@ async def listen(
     address: str,
     *,
     ssl_context: None = None,
+    proxy_protocol: None = None,
     options: Options | None = None,
     backlog: int | None = None,
 ) -> list[MemoryListener]: ...
@@ -392,6 +401,7 @@ async def listen(
     address: str,
     *,
     ssl_context: ssl.SSLContext | None = None,
+    proxy_protocol: ProxyProtocol | None = None,
     options: Options | None = None,
     backlog: int | None = None,
 ) -> Sequence[abc.Listener[abc.Stream]]: ...
@@ -402,6 +412,7 @@ async def listen(
     address: str,
     *,
     ssl_context: ssl.SSLContext | None = None,
+    proxy_protocol: ProxyProtocol | None = None,
     options: Options | None = None,
     backlog: int | None = None,
 ) -> Sequence[abc.Listener[abc.Stream]]:
@@ -413,6 +424,8 @@ async def listen(
         and IPv6, and port 0 for one that is free, the same for both. A Unix path that is a
         socket already is taken over, in one step; anything else there is an error.
       ssl_context: accept `TLSStream` objects, not yet handshaken.
+      proxy_protocol: expect a PROXY protocol header from a trusted proxy ahead of everything, TLS
+        included; it is read by ``do_handshake``, or by the first send or receive.
       options: a `SocketOptions`, or a `MemoryOptions` for ``memb``.
       backlog: how many connections may wait to be accepted; 128 in memory and the kernel's
         maximum over sockets unless given.
@@ -427,7 +440,12 @@ async def listen(
     If cancelled, nothing is left listening.
     """
     return await _this_network().listen(
-        network, address, ssl_context=ssl_context, options=options, backlog=backlog
+        network,
+        address,
+        ssl_context=ssl_context,
+        proxy_protocol=proxy_protocol,
+        options=options,
+        backlog=backlog,
     )
 
 
@@ -488,6 +506,26 @@ def _secured(
     if ssl_context is None:
         return stream
     return TLSStream(stream, ssl_context, server_hostname=server_hostname)
+
+
+def _check_preface(ssl_context: object, proxy_protocol: object) -> None:
+    if ssl_context is not None:
+        check_tls_arguments(ssl_context, True, None)
+    if proxy_protocol is not None:
+        check_proxy_protocol(proxy_protocol)
+
+
+def _prefaced(
+    listeners: Sequence[abc.Listener[abc.Stream]],
+    ssl_context: ssl.SSLContext | None,
+    proxy_protocol: ProxyProtocol | None,
+) -> Sequence[abc.Listener[abc.Stream]]:
+    """Put over each listener what is read before the handler's first byte."""
+    if proxy_protocol is not None:
+        listeners = [ProxyListener(one, proxy_protocol) for one in listeners]
+    if ssl_context is not None:
+        listeners = [TLSListener(one, ssl_context) for one in listeners]
+    return listeners
 
 
 def _check_backlog(backlog: object) -> None:

@@ -26,6 +26,7 @@ from .tls_engine import BufferEngine, DescriptorEngine, Engine, socket_below
 
 if TYPE_CHECKING:
     from .._address import Address
+    from .proxy_protocol import ProxyHeader
 
 __all__ = ("TLSInfo", "TLSListener", "TLSStream", "check_tls_arguments", "start_tls")
 
@@ -169,6 +170,12 @@ class TLSStream(Stream):
     def tls(self) -> TLSInfo | None:
         """What the handshake agreed on; None before it."""
         return self._info
+
+    @property
+    def proxy_header(self) -> ProxyHeader | None:
+        """The PROXY header that came ahead of the handshake, if there was one."""
+        header: ProxyHeader | None = getattr(self.transport, "proxy_header", None)
+        return header
 
     async def do_handshake(self) -> None:
         """Agree on keys with the peer, unless that is done already.
