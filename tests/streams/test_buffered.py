@@ -272,9 +272,9 @@ async def test_a_cancel_at_any_step_loses_no_byte(operation: Any) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
-            finished, result = await cancelled_at(step, partial(operation, stream))
-            if finished and stream.bytes_received:
-                taken = result
+            attempt = await cancelled_at(step, partial(operation, stream))
+            if attempt.finished and stream.bytes_received:
+                taken = attempt.result
             assert taken + await read_all(stream) == b"abcdef"
 
 
