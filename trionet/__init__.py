@@ -30,6 +30,8 @@ from ._streams.preface import ProxyListener as ProxyListener
 from ._streams.preface import ProxyStream as ProxyStream
 from ._streams.proxy_protocol import ProxyHeader as ProxyHeader
 from ._streams.proxy_protocol import ProxyTLV as ProxyTLV
+from ._streams.relay import copy as copy
+from ._streams.relay import relay as relay
 from ._streams.sockets import SocketListener as SocketListener
 from ._streams.sockets import SocketStream as SocketStream
 from ._streams.tls import TLSInfo as TLSInfo
@@ -66,11 +68,13 @@ __all__ = (
     "TLSListener",
     "TLSStream",
     "TooLongError",
+    "copy",
     "dial",
     "listen",
     "map_network",
     "memory_stream_pair",
     "names",
+    "relay",
     "serve",
     "serve_until_signalled",
     "start_tls",

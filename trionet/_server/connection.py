@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import IO, TYPE_CHECKING, Any, Literal, final
 
 import trio
 
 from .._errors import ReceiveInterrupted
+from .._streams.files import check_file, send_by_reading
 from .._streams.tls import start_tls
 from ..abc import Stream
 
@@ -130,11 +131,44 @@ class Connection(Stream):
         """Whether a `send_all` is under way."""
         return self._transport.sending
 
+    def count_moved(self, *, sent: int = 0, received: int = 0) -> None:
+        """See `trionet.abc.Stream.count_moved`."""
+        self._transport.count_moved(sent=sent, received=received)
+
     # Plain functions returning the transport's own coroutine: the server adds none per operation.
 
     def send_all(self, data: bytes | bytearray | memoryview) -> Coroutine[Any, Any, None]:
         """Send ``data`` as the transport does, with its errors; if cancelled, part of it."""
         return self._transport.send_all(data)
+
+    async def send_file(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:
+        """Send part of a file: by the kernel alone over a plain socket, else read in a thread.
+
+        On a plain socket a page of the file that is not in memory is read from the disk then and
+        there, and the event loop waits for it: see `SocketStream.send_file`. Over TLS and in
+        memory nothing but the thread waits for the disk.
+
+        Args:
+          file: a file open for reading in binary mode.
+          offset: the file's byte to start with.
+          count: how many bytes; to the end of the file unless given.
+
+        Returns:
+          How many bytes were sent: fewer than ``count`` where the file ends before.
+
+        Raises:
+          TypeError, ValueError: an argument is wrong; nothing was sent.
+          OSError: the file cannot be read.
+          As `send_all`.
+
+        If cancelled, the client gets a first part; `bytes_sent` tells how much.
+        """
+        offset, count = check_file(file, offset, count)
+        by_kernel = getattr(self._transport, "send_file", None)
+        if by_kernel is None:
+            return await send_by_reading(self._transport, file, offset, count)
+        sent: int = await by_kernel(file, offset, count)
+        return sent
 
     def wait_send_all_might_not_block(self) -> Coroutine[Any, Any, None]:
         """Wait as the transport does. If cancelled, nothing was sent."""

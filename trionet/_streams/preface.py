@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from typing import TYPE_CHECKING, Any, final
+from typing import IO, TYPE_CHECKING, Any, final
 
 import trio
 from trio.lowlevel import checkpoint
@@ -23,7 +23,9 @@ from .._options import ProxyProtocol
 from ..abc import Listener, Stream
 from . import readiness
 from .buffered import BufferedStream
+from .files import check_file, send_by_reading
 from .proxy_protocol import ProxyHeader, ProxyReader
+from .sockets import SocketStream
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -107,6 +109,10 @@ class ProxyStream(Stream):
         """The transport's socket, once its bytes are this stream's: after the header."""
         return None if self._inner is None else self._inner.transport_socket
 
+    def count_moved(self, *, sent: int = 0, received: int = 0) -> None:
+        """See `trionet.abc.Stream.count_moved`."""
+        self.transport.count_moved(sent=sent, received=received)
+
     async def do_handshake(self) -> None:
         """Read the header, unless that is done already.
 
@@ -150,6 +156,19 @@ class ProxyStream(Stream):
         """
         inner = self._inner
         return self._send_after(data) if inner is None else inner.send_all(data)
+
+    async def send_file(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:
+        """Send part of a file as the transport does, after the header was read.
+
+        See `SocketStream.send_file`; over a transport that has none, the file is read in a thread,
+        piece by piece. If cancelled, the peer gets a first part; `bytes_sent` tells how much.
+        """
+        offset, count = check_file(file, offset, count)
+        if self._inner is None:
+            await self.do_handshake()
+        if isinstance(self.transport, SocketStream):
+            return await self.transport.send_file(file, offset, count)
+        return await send_by_reading(self.transport, file, offset, count)
 
     def wait_send_all_might_not_block(self) -> Coroutine[Any, Any, None]:
         """Wait as the transport does. If cancelled, nothing was sent."""

@@ -15,7 +15,7 @@ import socket
 import sys
 import termios
 from operator import index
-from typing import Any, Final, final
+from typing import IO, Any, Final, final
 
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
@@ -24,11 +24,15 @@ from .._address import Address
 from .._errors import ReceiveInterrupted
 from ..abc import Listener, Stream
 from . import readiness
+from .files import check_file, kernel_file, send_by_reading
 
 __all__ = ("RECEIVE_SIZE", "SocketListener", "SocketStream", "address_of", "inode_of")
 
 # What a receive without max_bytes asks for; trio's own default.
 RECEIVE_SIZE: Final = 65536
+
+# At most so many bytes in one sendfile(2): other tasks run in between.
+SENDFILE_SIZE: Final = 1 << 20
 
 # accept(2): errors of the one connection that died in the backlog, not of the listener.
 DEAD_ON_ARRIVAL: Final = frozenset(
@@ -176,6 +180,14 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         """The socket itself: its bytes are this stream's."""
         return self.socket
 
+    def count_moved(self, *, sent: int = 0, received: int = 0) -> None:
+        """See `trionet.abc.Stream.count_moved`."""
+        self._sent += sent
+        self._received += received
+        if received:
+            # Whoever moved them may have used up the edge that told of more.
+            self._drained = False
+
     @property
     def closed(self) -> bool:
         """Whether this end was closed here."""
@@ -233,6 +245,72 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
                     sent += count
                     self._sent += count
         except OSError as exc:
+            raise self._translated(exc) from exc
+        finally:
+            self._send_busy = False
+
+    async def send_file(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:
+        """Send part of a file, by the kernel alone where it can (sendfile(2)).
+
+        A page of the file that is not in memory is read from the disk then and there, and the
+        event loop waits for it, as in nginx without threads; a file that the kernel cannot send
+        by itself is read in a thread, piece by piece.
+
+        Args:
+          file: a file open for reading in binary mode; its position stays where it is, unless it
+            has to be sought, being no regular file.
+          offset: the file's byte to start with.
+          count: how many bytes; to the end of the file unless given.
+
+        Returns:
+          How many bytes were sent: fewer than ``count`` where the file ends before.
+
+        Raises:
+          TypeError, ValueError: an argument is wrong; nothing was sent.
+          trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError: as `send_all`.
+          OSError: the file cannot be read.
+
+        If cancelled, the peer gets a first part; `bytes_sent` tells how much.
+        """
+        offset, count = check_file(file, offset, count)
+        found = kernel_file(file) if hasattr(os, "sendfile") else None
+        if found is None:
+            return await send_by_reading(self, file, offset, count)
+        fd, size = found
+        end = size if count is None else min(size, offset + count)
+        sent = await self._sendfile(fd, offset, end)
+        return await send_by_reading(self, file, offset, count) if sent is None else sent
+
+    async def _sendfile(self, fd: int, offset: int, end: int) -> int | None:
+        """Send the file's bytes up to ``end``; None, and nothing, if the kernel cannot do it."""
+        if self._send_busy:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._send_busy = True
+        at = offset
+        try:
+            await checkpoint_if_cancelled()
+            self._check_sendable()
+            while at < end:
+                try:
+                    moved = os.sendfile(self.socket.fileno(), fd, at, min(end - at, SENDFILE_SIZE))
+                except BlockingIOError:
+                    pass
+                else:
+                    if not moved:
+                        # The file was cut meanwhile.
+                        break
+                    at += moved
+                    self._sent += moved
+                if at < end:
+                    # Also after a success: a reader that keeps up must not keep the loop.
+                    await readiness.park_writable(self.socket)
+            await cancel_shielded_checkpoint()
+            return at - offset
+        except OSError as exc:
+            if at == offset and exc.errno in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
+                return None
+            if exc.errno in {errno.EIO, errno.EBADF, errno.ESTALE} and not self.closed:
+                raise
             raise self._translated(exc) from exc
         finally:
             self._send_busy = False
