@@ -40,7 +40,17 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "_server",
-        ("limits", "facts", "connection", "closing", "accept", "timekeeper", "server", "serve"),
+        (
+            "limits",
+            "facts",
+            "connection",
+            "closing",
+            "accept",
+            "timekeeper",
+            "server",
+            "serve",
+            "process",
+        ),
     ),
     ("integrations", ("httpx",)),
     ("top", ("__init__",)),

@@ -2,6 +2,7 @@
 
 from ._address import Address as Address
 from ._errors import TooLongError as TooLongError
+from ._options import Backoff as Backoff
 from ._options import MemoryOptions as MemoryOptions
 from ._options import ProxyProtocol as ProxyProtocol
 from ._options import SocketOptions as SocketOptions
@@ -12,6 +13,9 @@ from ._server.facts import ConnectionInfo as ConnectionInfo
 from ._server.facts import ServerStatistics as ServerStatistics
 from ._server.facts import ShutdownReport as ShutdownReport
 from ._server.limits import Limits as Limits
+from ._server.process import inherited_listeners as inherited_listeners
+from ._server.process import notify as notify
+from ._server.process import run_workers as run_workers
 from ._server.serve import serve as serve
 from ._server.serve import serve_until_signalled as serve_until_signalled
 from ._server.server import Server as Server
@@ -41,6 +45,7 @@ from ._streams.tls import start_tls as start_tls
 
 __all__ = (
     "Address",
+    "Backoff",
     "BufferedStream",
     "Connection",
     "ConnectionInfo",
@@ -70,11 +75,14 @@ __all__ = (
     "TooLongError",
     "copy",
     "dial",
+    "inherited_listeners",
     "listen",
     "map_network",
     "memory_stream_pair",
     "names",
+    "notify",
     "relay",
+    "run_workers",
     "serve",
     "serve_until_signalled",
     "start_tls",

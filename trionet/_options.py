@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import math
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ("MemoryOptions", "ProxyProtocol", "SocketOptions")
+__all__ = ("Backoff", "MemoryOptions", "ProxyProtocol", "SocketOptions")
 
 
 def _require_int(owner: object, name: str, value: object, minimum: int) -> None:
@@ -22,6 +24,16 @@ def _require_int(owner: object, name: str, value: object, minimum: int) -> None:
 def _require_bool(owner: object, name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{type(owner).__name__}.{name} must be a bool, got {value!r}")
+
+
+def _require_number(owner: object, name: str, value: object, minimum: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{type(owner).__name__}.{name} must be a number, got {value!r}")
+    # Written so that a NaN fails it too.
+    if not minimum <= value < math.inf:
+        raise ValueError(
+            f"{type(owner).__name__}.{name} must be finite and at least {minimum:g}, got {value!r}"
+        )
 
 
 @final
@@ -60,6 +72,47 @@ class MemoryOptions:
 
     def __post_init__(self) -> None:
         _require_int(self, "buffer_size", self.buffer_size, minimum=1)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """How long to leave a peer alone that did not answer, and how often to try.
+
+    Attributes:
+      first: seconds after the first failure. Short, since most failures are a peer restarting.
+      factor: how much longer each further pause is.
+      maximum: seconds no pause exceeds, jitter apart.
+      jitter: the part of a pause that is left to chance, so that many clients of one peer do not
+        come back together: 0.1 makes it up to a tenth shorter or longer.
+      attempts: failures in a row after which somebody is told; None never tells and tries for
+        ever. 1 by default: the caller, who knows whether it matters, hears of it at once.
+    """
+
+    first: float = 0.05
+    factor: float = 2.0
+    maximum: float = 5.0
+    jitter: float = 0.1
+    attempts: int | None = 1
+
+    def __post_init__(self) -> None:
+        _require_number(self, "first", self.first, minimum=0)
+        _require_number(self, "factor", self.factor, minimum=1)
+        _require_number(self, "maximum", self.maximum, minimum=0)
+        _require_number(self, "jitter", self.jitter, minimum=0)
+        if self.jitter > 1:
+            raise ValueError(f"Backoff.jitter must be at most 1, got {self.jitter!r}")
+        if self.attempts is not None:
+            _require_int(self, "attempts", self.attempts, minimum=1)
+
+    def delay(self, failures: int) -> float:
+        """Return the pause in seconds after this many failures in a row, the first being 1."""
+        try:
+            pause = self.first * self.factor ** (failures - 1)
+        except OverflowError:
+            pause = self.maximum
+        spread = random.uniform(-self.jitter, self.jitter)  # noqa: S311 - not a secret
+        return min(pause, self.maximum) * (1 + spread)
 
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network

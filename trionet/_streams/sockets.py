@@ -480,9 +480,10 @@ class SocketListener(Listener[SocketStream]):
 
     Attributes:
       socket: the non-blocking listening socket itself.
+      name: what the service manager calls it, where it comes from `trionet.inherited_listeners`.
     """
 
-    __slots__ = ("_accept_busy", "_address", "_inode", "_options", "socket")
+    __slots__ = ("_accept_busy", "_address", "_inode", "_options", "name", "socket")
 
     def __init__(
         self,
@@ -490,6 +491,7 @@ class SocketListener(Listener[SocketStream]):
         *,
         address: Address | None = None,
         inode: tuple[int, int] | None = None,
+        name: str | None = None,
     ) -> None:
         """Take over a listening stream socket, and make it non-blocking.
 
@@ -497,6 +499,7 @@ class SocketListener(Listener[SocketStream]):
           address: the address to report where the socket itself does not know it.
           inode: what `inode_of` said of the Unix path in ``address``; closing unlinks the path if
             it is still that very file, and never without this.
+          name: what a service manager calls it.
 
         Raises:
           TypeError: it is not a stream socket of the standard library.
@@ -511,6 +514,7 @@ class SocketListener(Listener[SocketStream]):
         self._address = address or address_of(sock.family, sock.getsockname())
         self._accept_busy = False
         self._inode = inode
+        self.name = name
 
     def __repr__(self) -> str:
         state = " closed" if self.socket.fileno() == -1 else ""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .._options import SocketOptions
 
-__all__ = ("ATTEMPT_DELAY", "dial_socket", "listen_socket")
+__all__ = ("ATTEMPT_DELAY", "dial_socket", "listen_socket", "listen_socket_now")
 
 # RFC 8305 section 5, "Connection Attempt Delay": the recommended value, in seconds.
 ATTEMPT_DELAY: Final = 0.25
@@ -153,7 +153,26 @@ async def listen_socket(
     """
     if target.network == "unix":
         return [_listen_unix(target, options, backlog)]
-    infos = await _resolve(target, passive=True)
+    return _listen_on_all(await _resolve(target, passive=True), target, options, backlog)
+
+
+def listen_socket_now(target: Address, options: SocketOptions) -> list[SocketListener]:
+    """Listen as `listen_socket` does, outside of trio; a name is looked up here and then."""
+    if target.network == "unix":
+        return [_listen_unix(target, options, None)]
+    infos = socket.getaddrinfo(
+        target.host or None,
+        target.port,
+        FAMILIES[target.network],
+        socket.SOCK_STREAM,
+        flags=socket.AI_PASSIVE,
+    )
+    return _listen_on_all(_sorted(infos, target, passive=True), target, options, None)
+
+
+def _listen_on_all(
+    infos: list[tuple[int, Any]], target: Address, options: SocketOptions, backlog: int | None
+) -> list[SocketListener]:
     for attempt in range(PORT_ATTEMPTS):
         try:
             return _listen_tcp(infos, options, backlog, may_lack_family=not target.host)
@@ -190,7 +209,8 @@ def _listen_tcp(
                 lacking = exc
     except BaseException:
         for listener in listeners:
-            listener.close()
+            # Nobody waits on it, and there may be no trio yet to forget it.
+            listener.socket.close()
         raise
     if not listeners and lacking is not None:
         raise lacking
@@ -289,8 +309,12 @@ async def _resolve(target: Address, *, passive: bool) -> list[tuple[int, Any]]:
     infos = await trio.socket.getaddrinfo(
         host, target.port, FAMILIES[target.network], socket.SOCK_STREAM, flags=flags
     )
+    return _sorted(infos, target, passive=passive)
+
+
+def _sorted(infos: Iterable[Any], target: Address, *, passive: bool) -> list[tuple[int, Any]]:
     found = [(int(family), name) for family, _, _, _, name in infos]
-    if passive and host is None:
+    if passive and not target.host:
         # IPv4 first: its port 0 is the one that more programs would be confused to miss.
         found.sort(key=lambda pair: pair[0] != socket.AF_INET)
     return list(dict.fromkeys(found))

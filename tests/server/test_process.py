@@ -1,0 +1,597 @@
+"""Processes: workers that are forked, drained and started again, and what systemd passes."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import trionet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent.parent
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+
+# Every worker answers a line: its pid, or what the word asks for.
+PRELUDE = """
+import logging, os, signal, socket, sys
+import trio, trionet
+from trionet import Backoff, Server, SocketListener, run_workers, serve_until_signalled
+
+logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+
+async def answer(connection):
+    word = await trionet.BufferedStream(connection).receive_until(b"\\n", 100)
+    if word == b"die\\n":
+        os._exit(3)
+    if word == b"slow\\n":
+        await connection.send_all(b"wait ")
+        await trio.sleep(0.5)
+    if word == b"never\\n":
+        await connection.send_all(b"wait ")
+        await trio.sleep_forever()
+    if word == b"sockets\\n":
+        await connection.send_all(str(len(sockets_held())).encode())
+    else:
+        await connection.send_all(str(os.getpid()).encode())
+
+def sockets_held():
+    held = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            sock = socket.socket(fileno=os.dup(int(fd)))
+        except OSError:
+            continue
+        with sock:
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                held.append(fd)
+    return held
+
+async def main(sockets):
+    server = Server(answer, grace=10)
+    words = ["worker", os.getpid(), *(s.getsockname() for s in sockets)]
+    # In one piece: the other workers write, too.
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+    await serve_until_signalled(server, [SocketListener(sock) for sock in sockets])
+"""
+
+
+class Program:
+    """A script in a process of its own."""
+
+    def __init__(self, script: str, **more: Any) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + textwrap.dedent(script)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            start_new_session=True,
+            **more,
+        )
+
+    def line(self) -> str:
+        """Return the next line of its output."""
+        assert self.process.stdout is not None
+        return str(self.process.stdout.readline()).strip()
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self, timeout: float = 8) -> tuple[int, str]:
+        """Wait for its end, and return its exit code and what it said of errors."""
+        _, errors = self.process.communicate(timeout=timeout)
+        return self.process.returncode, errors
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def programs() -> Iterator[list[Program]]:
+    started: list[Program] = []
+    yield started
+    for program in started:
+        program.kill()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "socket")
+
+
+def start(
+    programs: list[Program], script: str, workers: int, **more: Any
+) -> tuple[Program, set[int]]:
+    """Start a script and wait until its workers run; return it and their pids."""
+    program = Program(script, **more)
+    programs.append(program)
+    return program, {int(program.line().split()[1]) for _ in range(workers)}
+
+
+def ask(path: str, word: str = "pid") -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(5)
+    try:
+        sock.connect(path)
+        sock.send(word.encode() + b"\n")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def reply(sock: socket.socket) -> str:
+    with sock:
+        received = b""
+        while data := sock.recv(1000):
+            received += data
+    return received.decode()
+
+
+def eventually(condition: Any, seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # Whoever is not ours to reap may be a zombie for a moment.
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
+def test_all_workers_serve_and_a_signal_drains_them(programs: list[Program], path: str) -> None:
+    program, pids = start(programs, f"run_workers(main, 2, binds=[('unix', {path!r})])", 2)
+    assert len(pids) == 2
+    answers: set[int] = set()
+    for _ in range(1000):
+        answers.add(int(reply(ask(path))))
+        if answers == pids:
+            break
+    assert answers == pids
+
+    slow = ask(path, "slow")
+    assert slow.recv(5) == b"wait "
+    program.signal(signal.SIGTERM)
+
+    # Nobody new is let in, at once; who is being served is served to the end.
+    eventually(lambda: not os.path.exists(path))
+    with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+        ask(path)
+    assert int(reply(slow)) in pids
+    code, errors = program.end()
+    assert code == 0
+    assert "ERROR" not in errors
+
+
+def test_a_second_signal_ends_the_drain_at_once(programs: list[Program], path: str) -> None:
+    program, _ = start(programs, f"run_workers(main, 2, binds=[('unix', {path!r})])", 2)
+    stuck = ask(path, "never")
+    assert stuck.recv(5) == b"wait "
+
+    begun = time.monotonic()
+    program.signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert program.process.poll() is None
+    program.signal(signal.SIGTERM)
+
+    assert program.end()[0] == 0
+    assert time.monotonic() - begun < 5
+    stuck.close()
+
+
+def test_ctrl_c_reaches_the_workers_once_and_drains_them(
+    programs: list[Program], path: str
+) -> None:
+    program, pids = start(programs, f"run_workers(main, 1, binds=[('unix', {path!r})])", 1)
+    slow = ask(path, "slow")
+    assert slow.recv(5) == b"wait "
+
+    os.killpg(program.process.pid, signal.SIGINT)
+
+    assert int(reply(slow)) in pids
+    told = f"INFO:trionet.process:worker 0 ({pids.pop()}) ended with 0\n"
+    assert program.end() == (0, told)
+
+
+def test_a_dead_worker_is_replaced_and_its_backlog_served(
+    programs: list[Program], path: str
+) -> None:
+    program, (old,) = start(
+        programs,
+        f"run_workers(main, 1, binds=[('unix', {path!r})], backoff=Backoff(first=0.2, jitter=0))",
+        1,
+    )
+    dying = ask(path, "die")
+    assert reply(dying) == ""
+    # It comes while nobody is there.
+    waiting = ask(path)
+
+    new = int(reply(waiting))
+
+    assert new != old
+    assert program.line().split()[:2] == ["worker", str(new)]
+    program.signal(signal.SIGTERM)
+    code, errors = program.end()
+    assert code == 0
+    assert f"worker 0 ({old}) ended with 3; the next one starts in 0.20 s" in errors
+
+
+def test_workers_that_die_at_once_are_started_ever_more_slowly(programs: list[Program]) -> None:
+    program = Program(
+        """
+        async def fail(sockets):
+            print("started", flush=True)
+            raise RuntimeError("no configuration")
+
+        run_workers(fail, 1, backoff=Backoff(first=0.1, factor=3, maximum=50, jitter=0))
+        """
+    )
+    programs.append(program)
+    moments = []
+    for _ in range(4):
+        assert program.line() == "started"
+        moments.append(time.monotonic())
+    program.signal(signal.SIGTERM)
+
+    pauses = [after - before for before, after in itertools.pairwise(moments)]
+    assert pauses[0] >= 0.09
+    assert pauses[1] >= 0.29
+    assert pauses[2] >= 0.89
+    code, errors = program.end()
+    assert code == 0
+    assert "RuntimeError: no configuration" in errors
+
+
+def test_workers_drain_when_their_parent_is_killed(programs: list[Program], path: str) -> None:
+    program, pids = start(programs, f"run_workers(main, 2, binds=[('unix', {path!r})])", 2)
+    slow = ask(path, "slow")
+    assert slow.recv(5) == b"wait "
+
+    program.signal(signal.SIGKILL)
+
+    assert int(reply(slow)) in pids
+    eventually(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def test_a_workers_exit_code_and_its_words_are_told(programs: list[Program]) -> None:
+    for how, code in (("sys.exit(7)", 7), ("sys.exit('enough')", 1), ("sys.exit()", 0)):
+        program = Program(
+            f"""
+            async def leave(sockets):
+                print("started", flush=True)
+                {how}
+
+            run_workers(leave, 1, backoff=Backoff(first=30))
+            """
+        )
+        programs.append(program)
+        assert program.line() == "started"
+        time.sleep(0.2)
+        program.signal(signal.SIGTERM)
+        ended, errors = program.end()
+        assert ended == 0
+        assert f"ended with {code}; the next one" in errors
+        assert ("enough" in errors) == ("enough" in how)
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="no SO_REUSEPORT")
+def test_with_reuse_port_each_worker_has_one_socket_at_the_same_port(
+    programs: list[Program],
+) -> None:
+    program = Program("run_workers(main, 3, binds=[('tcp', '127.0.0.1:0')], reuse_port=True)")
+    programs.append(program)
+    lines = [program.line() for _ in range(3)]
+    ports = {line.split()[-1].strip("()") for line in lines}
+    assert len(ports) == 1
+
+    address = ("127.0.0.1", int(ports.pop()))
+    for _ in range(4):
+        with socket.create_connection(address, timeout=5) as sock:
+            sock.send(b"sockets\n")
+            assert sock.recv(100) == b"1"
+    program.signal(signal.SIGTERM)
+    assert program.end()[0] == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, timeout=5)
+
+
+def test_sockets_that_listen_already_are_shared(programs: list[Program]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        program, pids = start(
+            programs,
+            f"run_workers(main, 2, binds=[socket.socket(fileno={sock.fileno()})])",
+            2,
+            pass_fds=[sock.fileno()],
+        )
+        with socket.create_connection(sock.getsockname(), timeout=5) as client:
+            client.send(b"pid\n")
+            assert int(client.recv(100)) in pids
+        program.signal(signal.SIGTERM)
+        assert program.end()[0] == 0
+
+
+def test_a_successors_unix_socket_is_left_alone(programs: list[Program], path: str) -> None:
+    program, _ = start(programs, f"run_workers(main, 1, binds=[('unix', {path!r})])", 1)
+    successor, pids = start(programs, f"run_workers(main, 1, binds=[('unix', {path!r})])", 1)
+
+    program.signal(signal.SIGTERM)
+    assert program.end()[0] == 0
+
+    assert int(reply(ask(path))) in pids
+    successor.signal(signal.SIGTERM)
+    assert successor.end()[0] == 0
+    assert not os.path.exists(path)
+
+
+def test_an_address_in_use_is_told_before_anything_is_forked(programs: list[Program]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        program = Program(
+            f"""
+            fds = len(os.listdir("/dev/fd"))
+            try:
+                run_workers(main, 2, binds=[("tcp", ":0"), ("tcp", "127.0.0.1:{port}")])
+            except OSError as error:
+                print(type(error).__name__, error.errno, len(os.listdir("/dev/fd")) == fds)
+            """
+        )
+        programs.append(program)
+        assert program.line() == "OSError 98 True"
+        assert program.end() == (0, "")
+
+
+def test_signals_and_descriptors_are_as_before_afterwards(
+    programs: list[Program], path: str
+) -> None:
+    program = Program(
+        f"""
+        before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)]
+        fds = os.listdir("/dev/fd")
+        run_workers(main, 2, binds=[("unix", {path!r})])
+        after = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)]
+        print(before == after, signal.set_wakeup_fd(-1), fds == os.listdir("/dev/fd"))
+        """
+    )
+    programs.append(program)
+    for _ in range(2):
+        program.line()
+    program.signal(signal.SIGTERM)
+
+    assert program.line() == "True -1 True"
+    assert program.end()[0] == 0
+
+
+async def nothing(sockets: list[socket.socket]) -> None:
+    raise AssertionError("never runs")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ((None, 1), TypeError, "main must be an async function, got None"),
+        ((nothing, 0), ValueError, "n must be at least 1, got 0"),
+        ((nothing, True), TypeError, "n must be an int, got True"),
+        ((nothing, 1.0), TypeError, "n must be an int, got 1.0"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: Any, error: Any, match: str) -> None:
+    with pytest.raises(error, match=match):
+        trionet.run_workers(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("bind", "error", "match"),
+    [
+        (("memb", "site"), ValueError, "cannot share memory networks"),
+        (("tcp", "nonsense"), ValueError, "expected host:port"),
+        ("tcp", TypeError, "pairs and sockets, got 'tcp'"),
+        (("tcp", ":0", 5), TypeError, "pairs and sockets"),
+    ],
+)
+def test_wrong_binds_are_named(bind: Any, error: Any, match: str) -> None:
+    with pytest.raises(error, match=match):
+        trionet.run_workers(nothing, 1, binds=[bind])
+    with pytest.raises(TypeError, match="backoff must be a Backoff, got 3"):
+        trionet.run_workers(nothing, 1, backoff=3)  # type: ignore[arg-type]
+
+
+def test_a_socket_that_does_not_listen_is_refused() -> None:
+    with socket.socket() as sock, pytest.raises(ValueError, match="must be listening"):
+        trionet.run_workers(nothing, 1, binds=[sock])
+
+
+async def test_inside_trio_there_is_no_forking() -> None:
+    with pytest.raises(RuntimeError, match=r"outside of trio\.run"):
+        trionet.run_workers(nothing, 1)
+
+
+def test_beside_another_thread_there_is_no_forking() -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait, name="other")
+    thread.start()
+    try:
+        with pytest.raises(RuntimeError, match=r"with one thread running, got .*other"):
+            trionet.run_workers(nothing, 1)
+    finally:
+        done.set()
+        thread.join()
+
+
+# What the service manager passes
+
+
+INHERIT = """
+passed = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)]
+passed[1].bind({path!r})
+passed[1].listen()
+keep = [os.dup(sock.fileno()) + 0 for sock in passed]
+high = [os.dup2(fd, 50 + at) for at, fd in enumerate(keep)]
+for at, fd in enumerate(high):
+    os.dup2(fd, 3 + at)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2")
+"""
+
+
+def inherit(programs: list[Program], path: str, script: str) -> str:
+    program = Program(INHERIT.format(path=path) + textwrap.dedent(script))
+    programs.append(program)
+    output, errors = program.process.communicate(timeout=10)
+    assert not errors
+    return str(output).strip()
+
+
+def test_inherited_listeners_are_taken_over_with_their_names(
+    programs: list[Program], path: str
+) -> None:
+    output = inherit(
+        programs,
+        path,
+        """
+        os.environ["LISTEN_FDNAMES"] = "web:control"
+        found = trionet.inherited_listeners()
+        print([one.name for one in found])
+        print([one.address.network for one in found], str(found[1].address))
+        print([one.socket.fileno() for one in found], [os.get_inheritable(fd) for fd in (3, 4)])
+        print([name for name in os.environ if name.startswith("LISTEN_")])
+        print(trionet.inherited_listeners())
+
+        async def main():
+            async with trio.open_nursery() as nursery:
+                server = Server(answer)
+                await nursery.start(server.serve, found)
+                async with await trionet.dial("unix", sys.argv[-1]) as client:
+                    await client.send_all(b"pid\\n")
+                    assert await client.receive_some() == str(os.getpid()).encode()
+                server.shutdown()
+
+        sys.argv.append(passed[1].getsockname())
+        trio.run(main)
+        print(os.path.exists(sys.argv[-1]))
+        """,
+    )
+
+    assert output.splitlines() == [
+        "['web', 'control']",
+        f"['tcp4', 'unix'] {path}",
+        "[3, 4] [False, False]",
+        "[]",
+        "[]",
+        "True",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("os.environ['LISTEN_PID'] = '1'", "[]"),
+        ("del os.environ['LISTEN_PID']", "[]"),
+        ("del os.environ['LISTEN_FDS']", "[]"),
+        ("os.environ['LISTEN_FDS'] = '0'", "[]"),
+        ("pass", "[None, None]"),
+        ("os.environ['LISTEN_FDS'] = '-1'", "LISTEN_FDS must be a number, got '-1'"),
+        ("os.environ['LISTEN_FDNAMES'] = 'a:b:c'", "must have 2 names, got 'a:b:c'"),
+        ("os.dup2(os.open('/dev/null', 0), 4)", "descriptor 4 (None) is not a socket"),
+        (
+            "extra = socket.socket(); os.dup2(extra.fileno(), 4)",
+            "descriptor 4 (None) is not a listening",
+        ),
+        (
+            "extra = socket.socket(type=socket.SOCK_DGRAM); os.dup2(extra.fileno(), 3)",
+            "descriptor 3 (None) is not a listening stream socket",
+        ),
+    ],
+)
+def test_what_is_not_ours_or_not_right_is_not_taken(
+    programs: list[Program], path: str, change: str, expected: str
+) -> None:
+    output = inherit(
+        programs,
+        path,
+        f"""
+        {change}
+        try:
+            print([one.name for one in trionet.inherited_listeners()])
+        except ValueError as error:
+            print(error)
+        assert not [name for name in os.environ if name.startswith("LISTEN_")]
+        os._exit(0) if sys.stdout.flush() is None else None
+        """,
+    )
+
+    assert expected in output
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_notify_tells_the_service_manager(
+    monkeypatch: pytest.MonkeyPatch, path: str, abstract: bool
+) -> None:
+    if abstract and sys.platform != "linux":
+        pytest.skip("abstract names are Linux's")
+    name = f"@trionet-notify-{os.getpid()}" if abstract else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(name.replace("@", "\0"))
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+
+        assert trionet.notify("READY=1\nSTATUS=äh")
+
+        assert manager.recv(1000) == "READY=1\nSTATUS=äh".encode()
+
+
+def test_notify_without_a_service_manager_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+
+    assert not trionet.notify("READY=1")
+    with pytest.raises(ValueError, match="must not be empty"):
+        trionet.notify("")
+
+
+def test_a_notification_that_cannot_be_delivered_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    with pytest.raises(FileNotFoundError):
+        trionet.notify("READY=1")
+    monkeypatch.setenv("NOTIFY_SOCKET", "vsock:2:1234")
+    with pytest.raises(ValueError, match="must be a path or an abstract name, got 'vsock:2:1234'"):
+        trionet.notify("READY=1")
+
+
+def test_a_service_manager_that_does_not_read_is_waited_for_a_second_at_the_most(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        monkeypatch.setattr("trionet._server.process.NOTIFY_TIMEOUT", 0.05)
+
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError):
+            for _ in range(10_000):
+                trionet.notify("WATCHDOG=1")
+
+        assert time.monotonic() - begun < 5
