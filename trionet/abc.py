@@ -70,13 +70,6 @@ class Stream(trio.abc.Stream):
         """Whether a ``send_all`` is under way; False where a stream does not tell."""
         return False
 
-    def count_moved(self, *, sent: int = 0, received: int = 0) -> None:
-        """Count bytes that were moved through `transport_socket`, past this object.
-
-        For whoever moves them, so that `bytes_sent` and `bytes_received` stay true.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no transport_socket to move through")
-
     @abstractmethod
     def is_readable(self) -> bool:
         """Whether bytes, end of file or an error wait to be received. Never waits itself.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -257,3 +260,43 @@ async def test_what_is_sent_behind_the_header_can_be_ended_half(nursery: trio.Nu
         await proxy.send_eof()
         assert await read_all(proxy) == b"cba"
     server.shutdown()
+
+
+@pytest.mark.parametrize("phase", ["nothing", "half", "header", "payload"])
+@pytest.mark.parametrize("header", [V1, V2])
+async def test_resets_at_every_phase_leave_no_descriptor_and_a_serving_server(
+    nursery: trio.Nursery, header: ProxyHeader, phase: str
+) -> None:
+    data = {
+        "nothing": b"",
+        "half": header.encode()[:20],
+        "header": header.encode(),
+        "payload": header.encode() + b"no line",
+    }[phase]
+    server = trionet.Server(tell)
+    where = await serving(nursery, server, "tcp", "127.0.0.1:0")
+    before = descriptors()
+
+    for pause in (0.0, 0.001):
+        for _ in range(10):
+            proxy: Any = await trionet.dial("tcp", str(where))
+            if data:
+                await proxy.send_all(data)
+            await trio.sleep(pause)
+            proxy.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            proxy.close()
+    async with await trionet.dial("tcp", str(where)) as proxy:
+        await proxy.send_all(header.encode() + b"hello\n")
+        assert await read_all(proxy) == f"{CLIENT} {header.version} hello\n".encode()
+    with trio.fail_after(5):
+        while server.statistics().active:
+            await trio.sleep(0.001)
+
+    assert descriptors() == before
+    counts = server.statistics()
+    assert counts.accepted == counts.completed + counts.failed
+    server.shutdown()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/dev/fd"))

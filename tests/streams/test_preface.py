@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 import trionet
-from tests.helpers import cancelled_at, read_all
+from tests.helpers import cancelled_at, clog, read_all
 from trionet import Address, ProxyHeader, ProxyProtocol
 from trionet._streams import readiness
 
@@ -334,6 +334,22 @@ async def test_a_cancelled_read_goes_on_where_it_was(
             assert await read_all(stream) == b"payload"
         assert stream.proxy_header == header
         await stream.aclose()
+
+
+@everywhere
+async def test_a_send_under_way_shows(network: str, address: str) -> None:
+    proxy, stream = await forwarded(network, address)
+    async with proxy, stream, trio.open_nursery() as nursery:
+        nursery.start_soon(proxy.send_all, V1.encode())
+        await stream.do_handshake()
+        assert not stream.sending
+        assert not trionet.BufferedStream(stream).sending
+        await clog(stream)
+        nursery.start_soon(stream.send_all, bytes(2))
+        await trio.testing.wait_all_tasks_blocked(0.005)
+        assert stream.sending
+        assert trionet.BufferedStream(stream).sending
+        nursery.cancel_scope.cancel()
 
 
 @everywhere

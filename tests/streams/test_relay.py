@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 import trionet
-from tests.helpers import connected, read_all
+from tests.helpers import clog, connected, read_all
 
 if TYPE_CHECKING:
     from tests.conftest import Certificates
@@ -367,8 +367,79 @@ async def test_a_relay_through_a_server_counts_in_its_connections(
     assert seen == [(len(CONTENT), len(CONTENT))]
 
 
-def test_there_is_no_counting_past_a_stream_without_a_socket() -> None:
-    near, _ = trionet.memory_stream_pair()
+@pytest.mark.parametrize("kind", ["tcp", "memb"])
+async def test_a_second_receiver_or_sender_is_told_so(kind: str) -> None:
+    address = "127.0.0.1:0" if kind == "tcp" else "site"
+    sender, source = await connected(kind, address)
+    destination, receiver = await connected(kind, address)
+    async with sender, source, destination, receiver, trio.open_nursery() as nursery:
+        nursery.start_soon(trionet.copy, source, destination)
+        await trio.testing.wait_all_tasks_blocked(0.005)
+        with pytest.raises(trio.BusyResourceError):
+            await source.receive_some()
+        with pytest.raises(trio.BusyResourceError):
+            await trionet.copy(source, destination)
+        nursery.cancel_scope.cancel()
 
-    with pytest.raises(NotImplementedError, match="MemoryStream has no transport_socket"):
-        near.count_moved(sent=1)
+
+@pytest.mark.parametrize("kind", ["tcp", "memb"])
+async def test_a_sender_beside_a_copy_is_told_so(kind: str) -> None:
+    address = "127.0.0.1:0" if kind == "tcp" else "site"
+    sender, source = await connected(kind, address)
+    destination, receiver = await connected(kind, address)
+    async with sender, source, destination, receiver, trio.open_nursery() as nursery:
+        await clog(destination)
+        nursery.start_soon(trionet.copy, source, destination)
+        await sender.send_all(b"x")
+        await trio.testing.wait_all_tasks_blocked(0.005)
+
+        assert destination.sending
+        with pytest.raises(trio.BusyResourceError):
+            await destination.send_all(b"x")
+
+        nursery.cancel_scope.cancel()
+    assert not destination.sending
+
+
+@pytest.mark.parametrize(("network", "address"), [("tcp", "127.0.0.1:0"), ("memb", "site")])
+async def test_a_drain_ends_an_echo_that_is_marked_as_idle(
+    nursery: trio.Nursery, network: str, address: str
+) -> None:
+    ends: list[bool] = []
+
+    async def handler(connection: trionet.Connection) -> None:
+        with connection.idle() as scope:
+            await trionet.copy(connection, connection)
+        ends.append(scope.cancelled_caught)
+
+    server = trionet.Server(handler)
+    addresses = await nursery.start(server.serve, await trionet.listen(network, address))
+    async with await trionet.dial(network, str(addresses[0])) as client:
+        await client.send_all(b"hello")
+        assert await client.receive_some() == b"hello"
+        with trio.fail_after(2):
+            server.shutdown()
+            assert (await server.wait_closed()).completed == 1
+
+    assert ends == [True]
+
+
+async def test_a_relay_to_a_reader_that_stopped_meets_the_send_timeout(
+    nursery: trio.Nursery,
+) -> None:
+    async def flood(connection: trionet.Connection) -> None:
+        sender, source = await connected("tcp", "127.0.0.1:0")
+        async with sender, source, trio.open_nursery() as inner:
+            inner.start_soon(sender.send_all, bytes(50_000_000))
+            await trionet.copy(source, connection)
+
+    server = trionet.Server(flood, limits=trionet.Limits(send_timeout=0.3))
+    addresses = await nursery.start(server.serve, await trionet.listen("tcp", "127.0.0.1:0"))
+    async with await trionet.dial("tcp", str(addresses[0])):
+        await trio.sleep(0.05)
+        with trio.fail_after(5):
+            while server.statistics().active:
+                await trio.sleep(0.05)
+    server.shutdown()
+
+    assert server.statistics().failed == 1

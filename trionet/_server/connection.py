@@ -131,9 +131,10 @@ class Connection(Stream):
         """Whether a `send_all` is under way."""
         return self._transport.sending
 
-    def count_moved(self, *, sent: int = 0, received: int = 0) -> None:
-        """See `trionet.abc.Stream.count_moved`."""
-        self._transport.count_moved(sent=sent, received=received)
+    @property
+    def transport(self) -> Stream:
+        """The stream underneath, which `start_tls` replaces."""
+        return self._transport
 
     # Plain functions returning the transport's own coroutine: the server adds none per operation.
 

@@ -91,9 +91,10 @@ class BufferedStream(Stream):
         """The transport's socket while nothing is `buffered`, else None."""
         return None if self._buffer else self.transport.transport_socket
 
-    def count_moved(self, *, sent: int = 0, received: int = 0) -> None:
-        """See `trionet.abc.Stream.count_moved`."""
-        self.transport.count_moved(sent=sent, received=received)
+    @property
+    def sending(self) -> bool:
+        """Whether a `send_all` is under way."""
+        return self.transport.sending
 
     @property
     def buffered(self) -> bytes:

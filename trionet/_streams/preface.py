@@ -109,9 +109,10 @@ class ProxyStream(Stream):
         """The transport's socket, once its bytes are this stream's: after the header."""
         return None if self._inner is None else self._inner.transport_socket
 
-    def count_moved(self, *, sent: int = 0, received: int = 0) -> None:
-        """See `trionet.abc.Stream.count_moved`."""
-        self.transport.count_moved(sent=sent, received=received)
+    @property
+    def sending(self) -> bool:
+        """Whether a `send_all` is under way."""
+        return self.transport.sending
 
     async def do_handshake(self) -> None:
         """Read the header, unless that is done already.

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any, Final, final
 import trio
 from trio.lowlevel import checkpoint
 
-from .._errors import Ungrouped
+from .._errors import ReceiveInterrupted, Ungrouped
+from ..abc import Stream
 from . import readiness
+from .tls_engine import socket_below
 
 if TYPE_CHECKING:
-    import socket
     from types import TracebackType
+
+    from .sockets import SocketStream
 
 __all__ = ("copy", "relay")
 
@@ -35,14 +38,14 @@ async def copy(source: trio.abc.ReceiveStream, destination: trio.abc.SendStream)
     """Send on what comes from ``source``, until its end of file.
 
     Neither is closed, and the destination is not told of the end; `relay` does that. Both may be
-    the same stream, which makes an echo. While this runs, no other task may receive from
-    ``source`` or send to ``destination``. Between two sockets on Linux the kernel moves the bytes.
+    the same stream, which makes an echo. Between two sockets on Linux the kernel moves the bytes.
 
     Returns:
       How many bytes were passed on.
 
     Raises:
       trio.BrokenResourceError, trio.ClosedResourceError: one of the two is broken, or closed.
+      trio.BusyResourceError: another task receives from ``source`` or sends to ``destination``.
 
     If cancelled, what was received and not yet sent is lost, at most 64 KiB between sockets and
     one ``receive_some`` otherwise: so much as ``source.bytes_received`` has grown by more than
@@ -111,12 +114,13 @@ class _OneWay:
             await self.destination.send_all(data)
             self.total += len(data)
 
-    def _sockets(self) -> tuple[socket.socket, socket.socket] | None:
-        near: socket.socket | None = getattr(self.source, "transport_socket", None)
-        far: socket.socket | None = getattr(self.destination, "transport_socket", None)
+    def _sockets(self) -> tuple[SocketStream, SocketStream] | None:
+        if not isinstance(self.source, Stream) or not isinstance(self.destination, Stream):
+            return None
+        near, far = socket_below(self.source), socket_below(self.destination)
         return None if near is None or far is None else (near, far)
 
-    async def _splice(self, near: socket.socket, far: socket.socket) -> bool:
+    async def _splice(self, near: SocketStream, far: SocketStream) -> bool:
         """Pass on everything to the end; False, and nothing, if the kernel cannot do it."""
         try:
             pipe = _KernelPipe()
@@ -128,38 +132,67 @@ class _OneWay:
         with pipe:
             await checkpoint()
             while True:
-                try:
-                    filled = os.splice(near.fileno(), pipe.write_end, PIPE_SIZE, flags=pipe.flags)
-                except BlockingIOError:
-                    turn = 0
-                    await readiness.park_readable(near)
-                    continue
-                except OSError as exc:
-                    if exc.errno == errno.EINVAL and not self.total:
-                        self._may_splice = False
-                        return False
-                    raise _translated(self.source, exc) from exc
+                filled = await self._fill(pipe, near)
+                if filled is None:
+                    self._may_splice = False
+                    return False
                 if not filled:
                     return True
-                self.source.count_moved(received=filled)
                 await self._empty(pipe, far, filled)
                 turn += filled
                 if turn >= TURN_SIZE:
                     turn = 0
                     await checkpoint()
 
-    async def _empty(self, pipe: _KernelPipe, far: socket.socket, filled: int) -> None:
-        while filled:
-            try:
-                sent = os.splice(pipe.read_end, far.fileno(), filled, flags=pipe.flags)
-            except BlockingIOError:
-                await readiness.park_writable(far)
-            except OSError as exc:
-                raise _translated(self.destination, exc) from exc
-            else:
-                filled -= sent
-                self.total += sent
-                self.destination.count_moved(sent=sent)
+    # To everybody else these two are a receive_some and a send_all of the sockets' streams: what
+    # those count, and whom they keep off, is the same.
+
+    async def _fill(self, pipe: _KernelPipe, near: SocketStream) -> int | None:
+        """Receive into the empty pipe; 0 is end of file, None that the kernel cannot do it."""
+        if near._receive_busy:
+            raise trio.BusyResourceError("another task is receiving on this stream")
+        near._receive_busy = True
+        # An edge that tells of more may be used up in here.
+        near._drained = False
+        try:
+            while True:
+                try:
+                    filled = os.splice(
+                        near.socket.fileno(), pipe.write_end, PIPE_SIZE, flags=pipe.flags
+                    )
+                except BlockingIOError:
+                    if near._interrupted and not near.is_readable():
+                        raise ReceiveInterrupted from None
+                    await readiness.park_readable(near.socket)
+                else:
+                    near._received += filled
+                    return filled
+        except OSError as exc:
+            if exc.errno == errno.EINVAL and not self.total:
+                return None
+            raise near._translated(exc) from exc
+        finally:
+            near._receive_busy = False
+
+    async def _empty(self, pipe: _KernelPipe, far: SocketStream, filled: int) -> None:
+        if far._send_busy:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        far._check_sendable()
+        far._send_busy = True
+        try:
+            while filled:
+                try:
+                    sent = os.splice(pipe.read_end, far.socket.fileno(), filled, flags=pipe.flags)
+                except BlockingIOError:
+                    await readiness.park_writable(far.socket)
+                else:
+                    filled -= sent
+                    far._sent += sent
+                    self.total += sent
+        except OSError as exc:
+            raise far._translated(exc) from exc
+        finally:
+            far._send_busy = False
 
 
 @final
@@ -181,9 +214,3 @@ class _KernelPipe:
     ) -> None:
         os.close(self.read_end)
         os.close(self.write_end)
-
-
-def _translated(stream: Any, error: OSError) -> Exception:
-    if stream.closed:
-        return trio.ClosedResourceError("this stream is closed")
-    return trio.BrokenResourceError(f"the connection broke: {error}")

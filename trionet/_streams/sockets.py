@@ -180,14 +180,6 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         """The socket itself: its bytes are this stream's."""
         return self.socket
 
-    def count_moved(self, *, sent: int = 0, received: int = 0) -> None:
-        """See `trionet.abc.Stream.count_moved`."""
-        self._sent += sent
-        self._received += received
-        if received:
-            # Whoever moved them may have used up the edge that told of more.
-            self._drained = False
-
     @property
     def closed(self) -> bool:
         """Whether this end was closed here."""
