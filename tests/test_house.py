@@ -49,6 +49,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "timekeeper",
             "server",
             "serve",
+            "workers",
             "process",
         ),
     ),
