@@ -15,6 +15,7 @@ import trionet
 from tests.helpers import cancelled_at, clog, read_all
 from trionet import Address, ProxyHeader, ProxyProtocol
 from trionet._streams import readiness
+from trionet._streams.tls_engine import DescriptorEngine
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -422,6 +423,8 @@ async def test_tls_begins_right_behind_the_header(
         await client.send_all(b"secret")
 
     assert got == [b"secret"]
+    # Over a socket OpenSSL works on the descriptor, header or not.
+    assert isinstance(stream._engine, DescriptorEngine) == (network == "tcp")
     assert stream.remote_address == CLIENT
     assert stream.proxy_header == header
     await trio.aclose_forcefully(client)

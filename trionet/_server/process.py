@@ -124,7 +124,8 @@ def run_workers(
     are one too many.
 
     Args:
-      main: gets the listening sockets; `SocketListener` makes a listener of each.
+      main: gets the listening sockets; `SocketListener` makes a listener of each. A Unix socket
+        of ours does not know the path it was renamed to: tell it by ``address=``.
       n: how many workers; about one for each core.
       binds: what to listen on: pairs of network and address as `trionet.listen` takes them, and
         sockets that listen already, those of `inherited_listeners` say. A Unix path that is ours

@@ -59,7 +59,7 @@ class ProxyStream(Stream):
     )
 
     def __init__(self, transport: Stream, settings: ProxyProtocol) -> None:
-        self.transport = transport
+        self.transport: Stream = transport
         self.proxy_header: ProxyHeader | None = None
         self._settings = settings
         self._reader = ProxyReader(settings.versions)
@@ -305,8 +305,8 @@ class ProxyListener(Listener[ProxyStream]):
 
     def __init__(self, transport: Listener[Stream], proxy_protocol: ProxyProtocol) -> None:
         check_proxy_protocol(proxy_protocol)
-        self.transport = transport
-        self.proxy_protocol = proxy_protocol
+        self.transport: Listener[Stream] = transport
+        self.proxy_protocol: ProxyProtocol = proxy_protocol
 
     def __repr__(self) -> str:
         return f"<ProxyListener over {self.transport!r}>"

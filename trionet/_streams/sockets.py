@@ -506,7 +506,7 @@ class SocketListener(Listener[SocketStream]):
         self._address = address or address_of(sock.family, sock.getsockname())
         self._accept_busy = False
         self._inode = inode
-        self.name = name
+        self.name: str | None = name
 
     def __repr__(self) -> str:
         state = " closed" if self.socket.fileno() == -1 else ""
