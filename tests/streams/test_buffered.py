@@ -161,6 +161,19 @@ async def test_a_silent_flood_is_refused_at_the_limit_and_not_buffered_for_ever(
         await stream.aclose()
 
 
+async def test_one_huge_piece_in_memory_is_not_all_buffered() -> None:
+    near, far = trionet.memory_stream_pair()
+    stream = trionet.BufferedStream(far)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(near.send_all, bytes(1_000_000))
+
+        with pytest.raises(trionet.TooLongError):
+            await stream.receive_until(b"\n", 100)
+
+        assert len(stream.buffered) <= 65536
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_changed_delimiter_or_limit_searches_from_the_front_again() -> None:
     near, stream = buffered_pair()
     await near.send_all(b"a;b\n" + bytes(20))

@@ -9,7 +9,7 @@ finds all that came.
 from __future__ import annotations
 
 from operator import index
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, Final, Self, final
 
 import trio
 from trio.lowlevel import checkpoint
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .._address import Address
 
 __all__ = ("BufferedStream", "HalfCloseableBufferedStream")
+
+# How much is received ahead at the most: a piece sent in memory may be of any size.
+RECEIVE_SIZE: Final = 65536
 
 
 class BufferedStream(Stream):
@@ -266,7 +269,7 @@ class BufferedStream(Stream):
             await checkpoint()
             return True
         while len(self._buffer) < size:
-            data = await self.transport.receive_some()
+            data = await self.transport.receive_some(RECEIVE_SIZE)
             if not data:
                 return False
             self._buffer += data
