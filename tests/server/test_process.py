@@ -203,6 +203,31 @@ def test_a_second_signal_ends_the_drain_at_once(programs: list[Program], path: s
     stuck.close()
 
 
+def test_a_third_signal_kills_a_worker_that_heeds_none(programs: list[Program]) -> None:
+    program = Program(
+        """
+        async def deaf(sockets):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            print("started", flush=True)
+            import time
+            while True:
+                time.sleep(1)
+
+        run_workers(deaf, 1)
+        """
+    )
+    programs.append(program)
+    assert program.line() == "started"
+    for _ in range(3):
+        time.sleep(0.1)
+        assert program.process.poll() is None
+        program.signal(signal.SIGTERM)
+
+    code, errors = program.end()
+    assert code == 0
+    assert "ended with -9" in errors
+
+
 def test_ctrl_c_reaches_the_workers_once_and_drains_them(
     programs: list[Program], path: str
 ) -> None:

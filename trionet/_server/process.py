@@ -117,7 +117,8 @@ def run_workers(
     Call it instead of `trio.run`, from a process with no other thread. It binds first, then forks;
     each worker runs ``trio.run(main, sockets)``. A worker that ends is started again after a
     pause. The first signal is passed on to the workers as SIGTERM, which
-    `trionet.serve_until_signalled` takes for a drain, the second one, too, which ends it at once.
+    `trionet.serve_until_signalled` takes for a drain, the second one, too, which ends it at once;
+    the third one kills them.
     When this process dies, its workers drain.
 
     Under systemd use ``KillMode=mixed``: by default it signals the workers as well, and two signals
@@ -128,8 +129,8 @@ def run_workers(
         of ours does not know the path it was renamed to: tell it by ``address=``.
       n: how many workers; about one for each core.
       binds: what to listen on: pairs of network and address as `trionet.listen` takes them, and
-        sockets that listen already, those of `inherited_listeners` say. A Unix path that is ours
-        is unlinked at the end.
+        sockets that listen already, those of `inherited_listeners` say. All are closed when the
+        drain begins, and a Unix path that is ours is unlinked.
       reuse_port: give each worker a socket of its own for every TCP address (SO_REUSEPORT); the
         kernel then spreads the clients evenly, and those in the backlog of a worker that is stuck
         wait for it. Unless given, the workers share one.

@@ -66,7 +66,8 @@ class Supervisor:
         self._workers = [_Worker(number, share) for number, share in enumerate(shares)]
         self._backoff = backoff
         self._close_sockets = close_sockets
-        self._stopping = False
+        # How many signals to stop have come.
+        self._stops = 0
         self._handlers: dict[int, Any] = {}
         self._wakeup_before = -1
         self._wakeup: tuple[int, int] = (-1, -1)
@@ -121,14 +122,18 @@ class Supervisor:
         ready, _, _ = select.select([self._wakeup[0]], [], [], timeout)
         return os.read(self._wakeup[0], 512) if ready else b""
 
+    @property
+    def _stopping(self) -> bool:
+        return self._stops > 0
+
     def _stop(self) -> None:
         """Pass a signal on to drain; from now on nobody is accepted and nobody started."""
-        self._stopping = True
+        self._stops += 1
         # The workers have theirs, and close them as they drain.
         self._close_sockets()
         for worker in self._workers:
             if worker.pid is not None:
-                os.kill(worker.pid, signal.SIGTERM)
+                os.kill(worker.pid, signal.SIGTERM if self._stops < 3 else signal.SIGKILL)
 
     def _reap(self) -> None:
         for worker in self._workers:
