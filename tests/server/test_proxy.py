@@ -161,7 +161,7 @@ async def test_an_untrusted_or_wrong_peer_is_closed_without_a_word_and_without_a
     assert "Traceback" not in caplog.text
 
 
-async def test_what_a_peer_sent_for_a_header_is_escaped_in_the_log(
+async def test_cve_2020_7694_what_a_peer_sent_for_a_header_is_escaped_in_the_log(
     nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -259,6 +259,28 @@ async def test_what_is_sent_behind_the_header_can_be_ended_half(nursery: trio.Nu
         await proxy.send_all(V1.encode() + b"abc")
         await proxy.send_eof()
         assert await read_all(proxy) == b"cba"
+    server.shutdown()
+
+
+@pytest.mark.parametrize("header", [V1, V2])
+async def test_cve_2021_22883_peers_that_speak_something_else_leave_no_descriptor(
+    nursery: trio.Nursery, header: ProxyHeader
+) -> None:
+    server = trionet.Server(tell)
+    where = await serving(nursery, server, "tcp", "127.0.0.1:0")
+    before = descriptors()
+
+    for junk in (b"GET / HTTP/1.1\r\n\r\n", bytes(100), header.encode()[:-2] + b"\xff" * 200):
+        for _ in range(20):
+            async with await trionet.dial("tcp", str(where)) as peer:
+                await peer.send_all(junk)
+                assert await read_all_or_reset(peer) == b""
+    with trio.fail_after(5):
+        while server.statistics().active:
+            await trio.sleep(0.001)
+
+    assert descriptors() == before
+    assert server.statistics().failed == 60
     server.shutdown()
 
 

@@ -220,7 +220,11 @@ class ProxyStream(Stream):
         return await self._inner.receive_some(max_bytes)
 
     async def _read_preface(self) -> None:
-        peer = self.transport.remote_address
+        try:
+            peer = self.transport.remote_address
+        except OSError as exc:
+            # The peer was gone before anyone asked for its name.
+            raise trio.BrokenResourceError(f"the connection broke: {exc}") from exc
         if not _is_trusted(self._settings, peer):
             await checkpoint()
             raise ValueError(f"{str(peer)!r} is not trusted to send a PROXY header")
