@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import socket
@@ -282,10 +281,9 @@ def test_workers_that_die_at_once_are_started_ever_more_slowly(programs: list[Pr
         moments.append(time.monotonic())
     program.signal(signal.SIGTERM)
 
-    pauses = [after - before for before, after in itertools.pairwise(moments)]
-    assert pauses[0] >= 0.09
-    assert pauses[1] >= 0.29
-    assert pauses[2] >= 0.89
+    # 0.1, 0.3 and 0.9 seconds; told by a process that may be late itself, but never early.
+    assert moments[-1] - moments[0] >= 1.2
+    assert moments[3] - moments[2] > moments[1] - moments[0]
     code, errors = program.end()
     assert code == 0
     assert "RuntimeError: no configuration" in errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from tests.conftest import Certificates
     from trionet.abc import Stream
+
+# Of this process alone: several test runs may share a machine.
+ABSTRACT = f"@trionet-preface-test-{os.getpid()}"
 
 ANYBODY = ProxyProtocol(trusted=["0.0.0.0/0", "::/0", "unix", "memu", "memb"])
 
@@ -262,8 +266,8 @@ async def test_a_reset_within_the_header_is_broken() -> None:
         (["10.0.0.0/8", "::/0", "unix"], "tcp", "127.0.0.1:0", False),
         (["::1"], "tcp6", "[::1]:0", True),
         (["0.0.0.0/0"], "tcp6", "[::1]:0", False),
-        (["unix"], "unix", "@trionet-preface-test", True),
-        (["0.0.0.0/0", "::/0", "memb"], "unix", "@trionet-preface-test", False),
+        (["unix"], "unix", ABSTRACT, True),
+        (["0.0.0.0/0", "::/0", "memb"], "unix", ABSTRACT, False),
         (["memb"], "memb", "site", True),
         (["memu", "0.0.0.0/0"], "memb", "site", False),
     ],

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tests.conftest import Certificates
     from trionet import Connection
 
+# Of this process alone: several test runs may share a machine.
+ABSTRACT = f"@trionet-send-file-{os.getpid()}"
+
 CONTENT = bytes(range(256)) * 16384  # 4 MiB: more than any socket buffers.
 
 
@@ -231,7 +234,7 @@ async def test_bad_arguments_are_named_before_anything_is_sent(file: IO[bytes]) 
         ("tcp", "127.0.0.1:0", False, False),
         ("tcp", "127.0.0.1:0", True, False),
         ("tcp", "127.0.0.1:0", False, True),
-        ("unix", "@trionet-send-file", False, False),
+        ("unix", ABSTRACT, False, False),
         ("memb", "site", False, False),
         ("memu", "site", False, False),
         ("memb", "site", True, False),
