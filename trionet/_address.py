@@ -82,7 +82,9 @@ def _parse_host_port(network: str, address: str) -> tuple[str, int]:
     if not colon:
         raise ValueError(f"{wrong}: expected host:port, :port or [IPv6]:port")
     # isdecimal() alone lets other scripts' digits through.
-    if not (digits.isascii() and digits.isdecimal()) or int(digits) > 65535:
+    # The length first: int() refuses thousands of digits in words of its own.
+    is_number = digits.isascii() and digits.isdecimal() and len(digits) <= 5
+    if not is_number or int(digits) > 65535:
         raise ValueError(f"{wrong}: the port must be a number from 0 to 65535, got {digits!r}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

@@ -446,3 +446,72 @@ async def test_shutdown_at_every_checkpoint_of_a_conversation_always_ends(
         if undisturbed:
             assert replies == b"reply to areply to b"
             return
+
+
+async def test_a_handler_that_asks_again_and_again_is_cancelled_at_the_deadline(
+    nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    """It never looks at cancelled_caught, and must not keep the others from running."""
+
+    async def stubborn(connection: Connection) -> None:
+        while True:
+            with connection.idle():
+                await connection.receive_some()
+
+    server = await start(nursery, stubborn, grace=0.1)
+    await dial()
+    # Real time passes nowhere here: the deadline comes when the handler lets the clock run.
+    server.shutdown(0)
+    assert await server.wait_closed() == ShutdownReport(cancelled=1)
+
+
+async def test_an_interrupted_receive_outside_of_idle_ends_its_own_connection_only(
+    nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    async def reads_beside(connection: Connection) -> None:
+        if await connection.receive_some() == b"polite":
+            await trio.sleep(3)
+            await connection.send_all(b"bye")
+            return
+        async with trio.open_nursery() as inner:
+            inner.start_soon(connection.receive_some)
+            with connection.idle():
+                await trio.sleep_forever()
+
+    server = await start(nursery, reads_beside, grace=10)
+    clients = {name: await dial() for name in (b"polite", b"odd")}
+    for name, client in clients.items():
+        await client.send_all(name)
+    await wait_all_tasks_blocked()
+
+    server.shutdown()
+
+    assert await read_all(clients[b"odd"]) == b""
+    assert trio.current_time() == 0
+    assert await read_all(clients[b"polite"]) == b"bye"
+    assert await server.wait_closed() == ShutdownReport(completed=2)
+
+
+async def test_a_stream_closed_from_outside_is_forced_however_its_handler_takes_it(
+    nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    async def swallow(connection: Connection) -> None:
+        with contextlib.suppress(trio.ClosedResourceError):
+            await send_shielded(connection)
+
+    server = await start(nursery, swallow, grace=1, limits=Limits(linger=1))
+    await dial()
+    server.shutdown()
+    assert await server.wait_closed() == ShutdownReport(forced=1)
+    assert trio.current_time() == 2
+
+
+async def test_whoever_is_cancelled_first_the_report_counts_all(autojump_clock: Any) -> None:
+    for _ in range(10):
+        server = Server(never_ends)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, await trionet.listen("memb", "site"))
+            for _ in range(5):
+                await dial()
+            nursery.cancel_scope.cancel()
+        assert await server.wait_closed() == ShutdownReport(cancelled=5)

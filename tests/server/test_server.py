@@ -740,3 +740,63 @@ async def test_a_tls_client_that_is_cut_off_ends_only_its_connection(
     assert [tls.version for tls in told if tls] == ["TLSv1.3", "TLSv1.3"]
     assert server.statistics().failed == 2
     assert server.statistics().active == 0
+
+
+async def test_closing_what_start_tls_secured_is_bounded_by_linger(
+    nursery: trio.Nursery, autojump_clock: Any, certificates: Certificates
+) -> None:
+    async def upgrade(connection: Connection) -> None:
+        await connection.start_tls(certificates.server)
+
+    server = await start(nursery, upgrade, "memu", limits=Limits(linger=2))
+    client = await trionet.dial("memu", "site")
+    await trionet.start_tls(client, certificates.client, server_hostname="site")
+    await trio.sleep(3)
+    assert server.statistics() == ServerStatistics(1, 0, 1, 0, 0)
+    server.shutdown()
+
+
+async def test_a_broken_upstream_is_the_handlers_error_over_tls_too(
+    nursery: trio.Nursery, certificates: Certificates
+) -> None:
+    seen: list[Exception] = []
+
+    async def proxy(connection: Connection) -> None:
+        await connection.receive_some()
+        raise trio.BrokenResourceError("upstream")
+
+    server = await start(
+        nursery,
+        proxy,
+        ssl_context=certificates.server,
+        on_error=lambda _, error: seen.append(error),
+    )
+    client = await trionet.dial("memb", "site", ssl_context=certificates.client)
+    await client.send_all(b"x")
+    with pytest.raises(trio.BrokenResourceError):
+        await client.receive_some()
+    assert [str(one) for one in seen] == ["upstream"]
+    server.shutdown()
+
+
+async def test_a_foreign_half_closeable_stream_stays_one(nursery: trio.Nursery) -> None:
+    kinds: list[Any] = []
+
+    async def half_close(connection: Connection) -> None:
+        kinds.append(type(connection))
+        assert isinstance(connection, HalfCloseableConnection)
+        await connection.send_eof()
+        kinds.append(await connection.receive_some())
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    server = Server(half_close)
+    await nursery.start(server.serve, listeners)
+    port = listeners[0].socket.getsockname()[1]
+    client = await trionet.dial("tcp", f"127.0.0.1:{port}")
+    assert await client.receive_some() == b""
+    await client.send_all(b"late")
+    while len(kinds) < 2:
+        await trio.sleep(0.001)
+    assert kinds == [HalfCloseableConnection, b"late"]
+    await client.aclose()
+    server.shutdown()

@@ -172,3 +172,40 @@ def test_a_timeout_of_nothing_is_refused(name: str) -> None:
         Limits(**{name: 0})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=name):
         Limits(**{name: -1})  # type: ignore[arg-type]
+
+
+async def test_a_lifetime_ends_a_handler_that_shields_itself_too(
+    nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    async def flood(connection: Connection) -> None:
+        with trio.CancelScope(shield=True):
+            await connection.send_all(bytes(100_000_000))
+
+    server = await start(nursery, flood, Limits(lifetime=5, linger=1))
+    await trionet.dial("memb", "site")
+    await wait_all_tasks_blocked()
+    # Both looks are at most a tenth of the lifetime late.
+    assert 6 <= await ended(server) <= 7.01
+    server.shutdown()
+
+
+async def test_ciphertext_that_moves_is_progress(
+    nursery: trio.Nursery, autojump_clock: Any, certificates: Certificates
+) -> None:
+    async def reply(connection: Connection) -> None:
+        await connection.send_all(bytes(200_000))
+
+    server = Server(reply, limits=Limits(send_timeout=10))
+    listeners = await trionet.listen("memb", "site", ssl_context=certificates.server)
+    await nursery.start(server.serve, listeners)
+    raw = await trionet.dial("memb", "site")
+    client = trionet.TLSStream(raw, certificates.client, server_hostname="site")
+    await client.do_handshake()
+    # 64 KiB of plaintext at a time leave in 65 seconds, at 1,000 bytes of ciphertext a second.
+    received = 0
+    while received < 200_000:
+        data = await raw.receive_some(1000)
+        assert data, f"cut after {received} bytes"
+        received += len(data)
+        await trio.sleep(1)
+    server.shutdown()

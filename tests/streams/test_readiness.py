@@ -365,3 +365,64 @@ async def test_five_thousand_sockets_are_served_through_one_wait() -> None:
         assert registered() == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_cancelled_wait_does_not_use_a_remembered_edge_up() -> None:
+    pairs = Pairs(8)
+    async with trio.open_nursery() as nursery:
+        for index in range(7):
+            nursery.start_soon(pairs.receive, index)
+        await wait_all_tasks_blocked()
+        # A short read, so that the next receive waits at once; and a wait, which registers it.
+        pairs.far[7].send(b"one")
+        await pairs.receive(7)
+        with trio.move_on_after(0.001):
+            await pairs.receive(7)
+        pairs.far[7].send(b"two")
+        for _ in range(5):
+            await trio.sleep(0.001)
+        with trio.move_on_after(0):
+            await pairs.receive(7)
+
+        with trio.fail_after(2):
+            await pairs.receive(7)
+        assert pairs.received[7] == b"two"
+        nursery.cancel_scope.cancel()
+    pairs.close()
+
+
+async def test_a_socket_dropped_unclosed_leaves_its_number_to_a_successor() -> None:
+    pairs = Pairs(8)
+    async with trio.open_nursery() as nursery:
+        for index in range(7):
+            nursery.start_soon(pairs.receive, index)
+        await wait_all_tasks_blocked()
+        with trio.move_on_after(0.001):
+            await pairs.receive(7)
+        dropped = pairs.near.pop().socket
+        calls: list[int] = []
+        readiness.watch_hangup(dropped, lambda: calls.append(1))
+        spare, far = socket.socketpair()
+        # What collecting it does: its descriptor is closed, and nobody said `forget`.
+        number = dropped.detach()
+        near = socket.socket(fileno=os.dup2(spare.fileno(), number))
+        spare.close()
+        stream = SocketStream(near)
+        async with trio.open_nursery() as inner:
+            received = []
+
+            async def receive() -> None:
+                received.append(await stream.receive_some())
+
+            inner.start_soon(receive)
+            await wait_all_tasks_blocked()
+            far.send(b"for the successor")
+        assert received == [b"for the successor"]
+        assert readiness.watch_hangup(near, list)
+        stream.close()
+        assert stream.closed
+        far.close()
+        pairs.far.pop().close()
+        assert calls == []
+        nursery.cancel_scope.cancel()
+    pairs.close()

@@ -409,3 +409,31 @@ async def test_closing_a_listener_wakes_its_acceptor() -> None:
         listener.accept_nowait()
     with pytest.raises(trio.ClosedResourceError):
         await listener.wait_acceptable()
+
+
+async def test_a_path_that_cannot_be_removed_does_not_keep_a_listener_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that bound its path as root and dropped its privileges since."""
+    (listener,) = await trionet.listen("unix", str(tmp_path / "s"))
+
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EACCES, "not yours")
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    listener.close()
+    assert listener.socket.fileno() == -1  # type: ignore[attr-defined]
+    assert "cannot remove" in caplog.text
+    with pytest.raises(ConnectionRefusedError):
+        await trionet.dial("unix", str(tmp_path / "s"))
+
+
+async def test_a_dialled_stream_knows_its_peer_after_a_reset() -> None:
+    client, server = await connected("tcp", "127.0.0.1:0")
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    name = server.local_address
+    await server.aclose()
+    while not client.peer_closed():
+        await trio.sleep(0.001)
+    assert repr(client).endswith(f"-> {name}>")
+    await client.aclose()

@@ -480,3 +480,92 @@ async def test_a_cancelled_send_over_a_foreign_stream_breaks_it(
         await client.send_all(b"half")
     with pytest.raises(trio.BrokenResourceError, match="cancelled send"):
         await client.send_all(b"more")
+
+
+async def test_bytes_sent_tells_what_a_cancelled_send_will_deliver(
+    certificates: Certificates,
+) -> None:
+    client, server = await tls_pair("tcp", "localhost:0", certificates)
+    await both(client.do_handshake, server.do_handshake)
+    buffer = bytearray(os.urandom(10_000_000))
+    view = memoryview(buffer)
+    with trio.move_on_after(0.1) as scope:
+        await client.send_all(view)
+    assert scope.cancelled_caught
+    promised = client.bytes_sent
+    # Nothing of the caller's is kept: the buffer can be resized, and changed.
+    view.release()
+    sent = bytes(buffer[:promised])
+    buffer.clear()
+
+    received = bytearray()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.aclose)
+        while piece := await server.receive_some():
+            received += piece
+    assert received == sent
+    await server.aclose()
+
+
+async def test_tls_over_tls_survives_a_cancelled_send(certificates: Certificates) -> None:
+    outer_client, outer_server = await tls_pair("tcp", "localhost:0", certificates)
+    client = trionet.TLSStream(outer_client, certificates.client, server_hostname="site")
+    server = trionet.TLSStream(outer_server, certificates.server, server_side=True)
+    await both(client.do_handshake, server.do_handshake)
+    data = os.urandom(10_000_000)
+    with trio.move_on_after(0.2) as scope:
+        await client.send_all(data)
+    assert scope.cancelled_caught
+    received = bytearray()
+    async with trio.open_nursery() as nursery:
+
+        async def finish() -> None:
+            await client.send_all(b"and the end")
+            await client.aclose()
+
+        nursery.start_soon(finish)
+        while piece := await server.receive_some():
+            received += piece
+    assert received.endswith(b"and the end")
+    assert data.startswith(received.removesuffix(b"and the end"))
+    await server.aclose()
+
+
+async def test_a_second_aclose_cuts_the_first_ones_farewell_short(
+    certificates: Certificates, autojump_clock: Any
+) -> None:
+    client, server = await tls_pair("memu", "site", certificates)
+    await both(client.do_handshake, server.do_handshake)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.aclose)
+        await wait_all_tasks_blocked()
+        assert not server.transport.closed
+        await trio.aclose_forcefully(server)
+        assert server.transport.closed
+    assert trio.current_time() == 0
+
+
+async def test_an_interrupted_stream_still_leads_a_handshake(certificates: Certificates) -> None:
+    client, server = await tls_pair("memb", "site", certificates)
+    client.interrupt_receive()
+    received = []
+
+    async def receive() -> None:
+        received.append(await server.receive_some())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await client.send_all(b"hello")
+    assert received == [b"hello"]
+    with pytest.raises(trionet.abc.ReceiveInterrupted):
+        await client.receive_some()
+
+
+async def test_a_context_of_the_wrong_side_is_refused(certificates: Certificates) -> None:
+    with pytest.raises(ValueError, match="a client's"):
+        await trionet.listen("memu", "site", ssl_context=certificates.client)
+    with pytest.raises(ValueError, match="a server's"):
+        await trionet.dial("memu", "site", ssl_context=certificates.server)
+    with pytest.raises(ValueError, match=r"'\.x' is not a host name"):
+        await trionet.dial("memu", "site", ssl_context=certificates.client, server_hostname=".x")
+    assert trionet.names("memu") == []

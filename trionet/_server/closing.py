@@ -43,7 +43,9 @@ async def close_politely(transport: Stream, scope: trio.CancelScope | None, ling
         # a connection that ends anyway can do without.
         close()
     else:
-        await transport.aclose()
+        # TLS that the handler put on it, say: its farewell may wait for the peer.
+        with trio.move_on_after(linger):
+            await transport.aclose()
 
 
 async def _finish(transport: Stream, *, unread: bool) -> None:

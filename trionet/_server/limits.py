@@ -44,7 +44,8 @@ class Limits:
         client still sends, so that the last reply is not lost to a reset. Also how long a
         handler that was cancelled has before its stream is closed from outside. 1 by default.
 
-    ``idle_timeout`` and ``send_timeout`` are never early, and at most a tenth late. A connection
+    ``idle_timeout`` and ``send_timeout`` are never early, and at most a tenth late; over TLS on a
+    socket progress is seen record by record, each up to 16 KiB. A connection
     that any of them ends has its handler cancelled.
     """
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import trio
 
-from .._errors import Ungrouped
+from .._errors import ReceiveInterrupted, Ungrouped
 from ..abc import Listener, Stream
 from .accept import Accepting
 from .closing import close_politely
@@ -156,14 +156,15 @@ class Server:
     ) -> ShutdownReport:
         """Serve until `shutdown`, or until every listener was closed; then drain and return.
 
-        The listeners are the server's from now on, and closed at the end in any case.
+        Once it serves, the listeners are the server's, and closed at the end in any case.
 
         Args:
           listeners: what `trionet.listen` returns, or any `trio.abc.Listener` objects.
           task_status: ``nursery.start`` gets the list of addresses.
 
         Raises:
-          RuntimeError: this server has served already.
+          RuntimeError: this server has served already; the listeners are not touched.
+          TypeError, ValueError: these are no listeners, or none.
           OSError: a listener failed; raised after a drain.
           Exception: what ``on_error`` raised.
 
@@ -204,9 +205,6 @@ class Server:
         if self._closed.is_set():
             return
         self._accepting.cancel(reason="the server drains")
-        for listener in self._listeners:
-            if isinstance(listener, Listener):
-                listener.close()
         if not self.draining.is_set():
             self.draining.set()
             for connection in self._connections:
@@ -216,6 +214,10 @@ class Server:
         if self._handlers is not None:
             self._deadline = min(self._deadline, trio.current_time() + grace)
             self._handlers.cancel_scope.deadline = self._deadline
+        # Last, since only this calls code that is not ours.
+        for listener in self._listeners:
+            if isinstance(listener, Listener):
+                listener.close()
 
     async def wait_closed(self) -> ShutdownReport:
         """Wait until `serve` has ended, and return its report. If cancelled, nothing changes."""
@@ -381,13 +383,20 @@ class Server:
             if connection._phase == "active":
                 await self._handler(connection)
                 returned = True
-                connection._phase = "closing"
+                if connection._phase == "active":
+                    connection._phase = "closing"
                 await close_politely(connection._transport, connection._scope, self._limits.linger)
         except Exception as exc:  # noqa: BLE001
             # The one place where everything is caught: what a handler raises is its client's.
             self._handle(connection, exc, returned=returned)
+        except ReceiveInterrupted:
+            # A receive outside of idle() that was interrupted: this connection's end, no more.
+            _logger.debug("%r: a receive outside of idle() met the drain", connection)
         except BaseExceptionGroup as group:
-            errors, others = group.split(Exception)
+            _, group_rest = group.split(ReceiveInterrupted)
+            if group_rest is None:
+                return
+            errors, others = group_rest.split(Exception)
             if errors is not None:
                 self._handle(connection, errors, returned=returned)
             if others is not None:
@@ -439,6 +448,9 @@ class Server:
     def _leave(self, connection: Connection, *, returned: bool) -> None:
         """Forget a connection that has ended, and count how."""
         assert self._handlers is not None
+        if not self.draining.is_set() and _cancelled_from_outside(connection):
+            # Before serve's own task had its turn: the report is to count this one, too.
+            self.shutdown(0)
         del self._connections[connection]
         self._discount_host(connection)
         if connection._phase == "rejected":
@@ -502,6 +514,13 @@ class Server:
             raise ValueError("serve needs at least one listener, got none")
 
 
+def _cancelled_from_outside(connection: Connection) -> bool:
+    """Whether the task of ``connection`` is being cancelled, and not by a limit of its own."""
+    scope = connection._scope
+    own = scope is not None and scope.cancel_called
+    return not own and trio.current_effective_deadline() == -math.inf
+
+
 def _peer_vanished(connection: Connection, error: Exception) -> bool:
     """Whether ``error`` says no more than that this connection's own peer is gone."""
     gone: tuple[type[Exception], ...] = (trio.BrokenResourceError,)
@@ -513,10 +532,8 @@ def _peer_vanished(connection: Connection, error: Exception) -> bool:
             return False
     elif not isinstance(error, gone):
         return False
-    # A broken upstream of the handler's raises the same; then this connection is still whole. Over
-    # TLS a peer can break more than its transport shows.
-    transport = connection._transport
-    return transport.closed or connection.tls is not None or transport.peer_closed()
+    # A broken upstream of the handler's raises the same; then this connection is still whole.
+    return connection.closed or connection.peer_closed()
 
 
 def _log_error(connection: Connection, error: Exception) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import trio
 
@@ -43,7 +43,8 @@ class Timekeeper:
         self._limits = limits
         self._connections = connections
         self._force = force
-        timeouts = [one for one in (limits.idle_timeout, limits.send_timeout) if one is not None]
+        all_limits = (limits.idle_timeout, limits.send_timeout, limits.lifetime)
+        timeouts = [one for one in all_limits if one]
         self._period = min(timeouts) / 10 if timeouts else math.inf
 
     @property
@@ -61,15 +62,18 @@ class Timekeeper:
 
     def _look(self, connection: Connection, now: float) -> None:
         watched = connection._watched
-        if watched is None or connection.state == "handshaking":
+        if watched is None or connection._scope is None or connection.state == "handshaking":
             # A handshake has a limit of its own, an absolute one.
             return
+        if watched.ended_at == math.inf and connection._scope.cancel_called:
+            # By its lifetime, which the scope itself keeps to the moment.
+            watched.ended_at = now
         if watched.ended_at != math.inf:
             if now - watched.ended_at >= self._limits.linger:
                 self._force(connection)
             return
-        sent = connection.bytes_sent
-        moved = sent + connection.bytes_received
+        sent, received = _moved(connection)
+        moved = sent + received
         if moved != watched.moved:
             watched.moved = moved
             watched.moved_at = now
@@ -87,3 +91,14 @@ class Timekeeper:
         assert connection._scope is not None
         connection._scope.cancel(reason=f"Limits.{limit}")
         _logger.debug("%r: ended by Limits.%s", connection, limit)
+
+
+def _moved(connection: Connection) -> tuple[int, int]:
+    """Sum up what every layer sent and received: ciphertext may move while plaintext waits."""
+    sent = received = 0
+    layer: Any = connection._transport
+    while layer is not None:
+        sent += layer.bytes_sent
+        received += layer.bytes_received
+        layer = getattr(layer, "transport", None)
+    return sent, received

@@ -6,21 +6,24 @@ import socket
 from typing import Any, final
 
 import trio
+from trio.lowlevel import checkpoint
 
 from .._address import Address
 from .._errors import ReceiveInterrupted
 from ..abc import Stream
 from .sockets import address_of
 
-__all__ = ("ForeignStream", "adopt")
+__all__ = ("ForeignStream", "HalfCloseableForeignStream", "adopt")
 
 
 def adopt(stream: trio.abc.Stream) -> Stream:
     """Return ``stream`` itself if it is a `trionet.abc.Stream`, else an adapter around it."""
-    return stream if isinstance(stream, Stream) else ForeignStream(stream)
+    if isinstance(stream, Stream):
+        return stream
+    half = isinstance(stream, trio.abc.HalfCloseableStream)
+    return HalfCloseableForeignStream(stream) if half else ForeignStream(stream)
 
 
-@final
 class ForeignStream(Stream):
     """Any `trio.abc.Stream` with what `trionet.abc.Stream` adds, as far as it can be known.
 
@@ -42,7 +45,7 @@ class ForeignStream(Stream):
         self._recv = 0
 
     def __repr__(self) -> str:
-        return f"<ForeignStream {self.stream!r}>"
+        return f"<{type(self).__name__} {self.stream!r}>"
 
     @property
     def local_address(self) -> Address:
@@ -81,6 +84,7 @@ class ForeignStream(Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Receive as the stream inside does. If cancelled, nothing was received."""
         if self._interrupted and not self.is_readable():
+            await checkpoint()
             raise ReceiveInterrupted
         with trio.CancelScope() as scope:
             self._receiving = scope
@@ -141,3 +145,15 @@ class ForeignStream(Stream):
                 if sock.family in {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}:
                     return address_of(sock.family, name)
         return Address("unknown", name=repr(self.stream))
+
+
+@final
+class HalfCloseableForeignStream(ForeignStream, trio.abc.HalfCloseableStream):
+    """A `ForeignStream` around one that can end one direction."""
+
+    __slots__ = ()
+
+    async def send_eof(self) -> None:
+        """Send end of file as the stream inside does. If cancelled, nothing was sent."""
+        assert isinstance(self.stream, trio.abc.HalfCloseableStream)
+        await self.stream.send_eof()

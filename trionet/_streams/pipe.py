@@ -197,6 +197,11 @@ class Pipe:
             raise trio.ClosedResourceError("this stream is closed")
         self._receive_busy = True
         try:
+            if self.interrupted and not (self.unread or self.send_closed or self.broken):
+                # A checkpoint as every way out is: whoever tries again and again lets others run.
+                await checkpoint()
+                if not (self.unread or self.send_closed or self.broken):
+                    raise ReceiveInterrupted
             if self.unread or self.send_closed or self.broken:
                 await checkpoint_if_cancelled()
                 if self.unread:
@@ -207,8 +212,6 @@ class Pipe:
                     data = b""
                 await cancel_shielded_checkpoint()
                 return data
-            if self.interrupted:
-                raise ReceiveInterrupted
             self._receiver = current_task()
             self._receive_limit = max_bytes
             if self._wants_room:

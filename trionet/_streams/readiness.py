@@ -16,8 +16,10 @@ Where there is no poller, trio's own wait is used for all, and `watch_hangup` sa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import weakref
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -53,9 +55,12 @@ if hasattr(os, "register_at_fork"):
 class _Entry:
     """One registered socket: who is parked on it, and what was seen while nobody was."""
 
-    __slots__ = ("hung_up", "ready", "task")
+    __slots__ = ("hung_up", "ready", "sock", "task")
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket) -> None:
+        # Weakly: a socket that is dropped unclosed must still be collected, and its number may
+        # then belong to another.
+        self.sock = weakref.ref(sock)
         self.task: trio.lowlevel.Task | None = None
         self.ready = False
         self.hung_up = False
@@ -71,12 +76,20 @@ class _Hub:
         self.direct_waits = 0
         self._edges: Poller | None = None
         self._hangups: Poller | None = None
-        self._watchers: dict[int, Callable[[], object]] = {}
+        self._watchers: dict[int, tuple[weakref.ref[socket.socket], Callable[[], object]]] = {}
 
     # Readability
 
-    def register(self, fd: int) -> _Entry | None:
-        """Register ``fd``, or return None where it cannot be."""
+    def entry_of(self, sock: socket.socket, fd: int) -> _Entry | None:
+        """Return what is known of ``sock``, and forget what was known of a predecessor."""
+        entry = self.entries.get(fd)
+        if entry is not None and entry.sock() is not sock:
+            self.unregister(fd)
+            return None
+        return entry
+
+    def register(self, sock: socket.socket, fd: int) -> _Entry | None:
+        """Register ``sock``, or return None where it cannot be."""
         try:
             if self._edges is None:
                 self._edges = new_poller(bytes_too=True)
@@ -87,7 +100,7 @@ class _Hub:
         except OSError:
             # Out of descriptors, or of the kernel's memory for watches: trio's wait needs neither.
             return None
-        entry = self.entries[fd] = _Entry()
+        entry = self.entries[fd] = _Entry(sock)
         return entry
 
     def unregister(self, fd: int) -> _Entry | None:
@@ -95,7 +108,7 @@ class _Hub:
         if entry is not None and self._edges is not None:
             # Not left to close(): a forked child may keep the description open, and events of a
             # descriptor that has gone would then wake its successor's tasks for ever.
-            self._edges.unregister(fd)
+            _unregister(self._edges, fd)
         return entry
 
     async def _serve_edges(self, edges: Poller) -> None:
@@ -120,9 +133,12 @@ class _Hub:
 
     # Hang-ups
 
-    def watch(self, fd: int, callback: Callable[[], object]) -> bool:
+    def watch(self, sock: socket.socket, callback: Callable[[], object]) -> bool:
+        fd = sock.fileno()
         if fd in self._watchers:
-            raise ValueError(f"descriptor {fd} is watched already")
+            if self._watchers[fd][0]() is sock:
+                raise ValueError(f"{sock!r} is watched already")
+            self.unwatch(fd)
         try:
             if self._hangups is None:
                 self._hangups = new_poller(bytes_too=False)
@@ -132,20 +148,20 @@ class _Hub:
             self._hangups.register(fd)
         except OSError:
             return False
-        self._watchers[fd] = callback
+        self._watchers[fd] = (weakref.ref(sock), callback)
         return True
 
     def unwatch(self, fd: int) -> None:
         if self._watchers.pop(fd, None) is not None and self._hangups is not None:
-            self._hangups.unregister(fd)
+            _unregister(self._hangups, fd)
 
     async def _serve_hangups(self, hangups: Poller) -> None:
         try:
             while True:
                 await trio.lowlevel.wait_readable(hangups.fileno())
                 for fd, _ in hangups.poll():
-                    callback = self._watchers.get(fd)
-                    if callback is not None:
+                    sock, callback = self._watchers.get(fd, (None, None))
+                    if sock is not None and sock() is not None and callback is not None:
                         self._call(callback)
         finally:
             hangups.close()
@@ -159,6 +175,12 @@ class _Hub:
         except Exception:
             # An exception out of a system task would take the whole run down.
             _logger.exception("a hang-up callback raised")
+
+
+def _unregister(poller: Poller, fd: int) -> None:
+    # Gone already where the socket was closed, or collected, without `forget`.
+    with contextlib.suppress(OSError):
+        poller.unregister(fd)
 
 
 _hub: trio.lowlevel.RunVar[_Hub] = trio.lowlevel.RunVar("trionet.readiness")
@@ -189,9 +211,9 @@ async def park_readable(sock: socket.socket) -> None:
     fd = sock.fileno()
     if fd == -1:
         raise trio.ClosedResourceError("this socket was closed")
-    entry = hub.entries.get(fd)
+    entry = hub.entry_of(sock, fd)
     if entry is None and hub.direct_waits >= DIRECT_WAITS:
-        entry = hub.register(fd)
+        entry = hub.register(sock, fd)
     if entry is None:
         hub.direct_waits += 1
         try:
@@ -200,8 +222,10 @@ async def park_readable(sock: socket.socket) -> None:
             hub.direct_waits -= 1
         return
     if entry.ready or entry.hung_up:
-        entry.ready = False
+        # In this order: a cancelled wait must not use the edge up. What comes meanwhile is found
+        # by the caller, who looks right after this.
         await trio.lowlevel.checkpoint()
+        entry.ready = False
         return
     if entry.task is not None:
         raise trio.BusyResourceError("another task is waiting for this socket")
@@ -217,7 +241,7 @@ async def park_readable(sock: socket.socket) -> None:
 def wake(sock: socket.socket) -> None:
     """Make a task parked in `park_readable` on ``sock`` return as if that were ready."""
     hub = _this_hub()
-    entry = hub.entries.get(sock.fileno()) if hub is not None else None
+    entry = hub.entry_of(sock, sock.fileno()) if hub is not None else None
     if entry is None:
         # Wakes a writer too, which tries again like everybody who parks.
         trio.lowlevel.notify_closing(sock)
@@ -255,7 +279,7 @@ def watch_hangup(sock: socket.socket, callback: Callable[[], object]) -> bool:
       ValueError: the socket is watched already.
     """
     hub = _this_hub()
-    return hub is not None and hub.watch(sock.fileno(), callback)
+    return hub is not None and hub.watch(sock, callback)
 
 
 def unwatch_hangup(sock: socket.socket) -> None:

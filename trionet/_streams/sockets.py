@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import select
 import socket
@@ -27,6 +28,8 @@ from . import readiness
 from .files import check_file, kernel_file, send_by_reading
 
 __all__ = ("RECEIVE_SIZE", "SocketListener", "SocketStream", "address_of", "inode_of")
+
+_logger = logging.getLogger("trionet.sockets")
 
 # What a receive without max_bytes asks for; trio's own default.
 RECEIVE_SIZE: Final = 65536
@@ -381,7 +384,10 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
                     return data
             while True:
                 if self._interrupted and not self.is_readable():
-                    raise ReceiveInterrupted
+                    # A checkpoint as every way out is: who tries again and again lets others run.
+                    await checkpoint()
+                    if not self.is_readable():
+                        raise ReceiveInterrupted
                 await readiness.park_readable(sock)
                 try:
                     data = sock.recv(max_bytes)
@@ -583,10 +589,16 @@ class SocketListener(Listener[SocketStream]):
             return
         # Asked before the socket goes: until then the kernel cannot give its inode to another.
         path = self._address.path or ""
-        if self._inode is not None and inode_of(path) == self._inode:
-            os.unlink(path)
-        readiness.forget(self.socket)
-        self.socket.close()
+        try:
+            if self._inode is not None and inode_of(path) == self._inode:
+                os.unlink(path)
+        except OSError as exc:
+            # Privileges were dropped, say. The path refuses whoever dials it, and a successor
+            # replaces it.
+            _logger.warning("cannot remove %r: %s", path, exc)
+        finally:
+            readiness.forget(self.socket)
+            self.socket.close()
 
     async def _park(self) -> None:
         if self._accept_busy:

@@ -62,8 +62,12 @@ async def dial_socket(
     if not attempts:
         raise OSError(errno.EADDRNOTAVAIL, f"{target} and {local} have no address family in common")
     if len(attempts) == 1:
-        return SocketStream(await attempts[0].run(options))
-    return SocketStream(await _race(attempts, options))
+        sock = await attempts[0].run(options)
+        winner = attempts[0]
+    else:
+        sock, winner = await _race(attempts, options)
+    # Its name is kept: a socket whose peer is gone does not know it any more.
+    return SocketStream(sock, peername=winner.name)
 
 
 @final
@@ -90,9 +94,11 @@ class _Attempt:
         return sock
 
 
-async def _race(attempts: Sequence[_Attempt], options: SocketOptions) -> socket.socket:
+async def _race(
+    attempts: Sequence[_Attempt], options: SocketOptions
+) -> tuple[socket.socket, _Attempt]:
     """Happy eyeballs (RFC 8305): each attempt starts when the one before failed or lingers."""
-    winner: socket.socket | None = None
+    winner: tuple[socket.socket, _Attempt] | None = None
     errors: list[OSError] = []
 
     async def attempt(one: _Attempt) -> None:
@@ -104,7 +110,7 @@ async def _race(attempts: Sequence[_Attempt], options: SocketOptions) -> socket.
             one.failed.set()
             return
         if winner is None:
-            winner = sock
+            winner = sock, one
             nursery.cancel_scope.cancel()
         else:
             # Two connected within one pass of the scheduler.
@@ -119,7 +125,7 @@ async def _race(attempts: Sequence[_Attempt], options: SocketOptions) -> socket.
                         await one.failed.wait()
     except BaseException:
         if winner is not None:
-            winner.close()
+            winner[0].close()
         raise
     if winner is not None:
         return winner

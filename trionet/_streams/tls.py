@@ -67,6 +67,7 @@ class TLSStream(Stream):
 
     __slots__ = (
         "_ahead",
+        "_broken",
         "_closed",
         "_context",
         "_engine",
@@ -116,6 +117,7 @@ class TLSStream(Stream):
         # The task in the handshake holds this; whoever comes meanwhile waits for it.
         self._handshaking: trio.Event | None = None
         self._failure: BaseException | None = None
+        self._broken = False
         self._closed = False
         self._interrupted = False
         self._send_busy = False
@@ -237,10 +239,15 @@ class TLSStream(Stream):
                 engine = self._engine
                 assert engine is not None
                 for start in range(0, len(view), engine.write_size):
-                    self._record = view[start : start + engine.write_size]
-                    if engine.write_size < len(view) or isinstance(data, bytearray):
-                        # The caller may reuse its buffer once this call was cancelled.
-                        self._record = bytes(self._record)
+                    record = view[start : start + engine.write_size]
+                    if type(data) is bytes:
+                        self._record = record
+                    else:
+                        # The caller may reuse its buffer, or resize it, once this was cancelled.
+                        with record:
+                            self._record = bytes(record)
+                    # Counted now: whatever becomes of this call, the record will go out.
+                    self._sent += len(self._record)
                     yielded |= await self._write_record()
             if not yielded:
                 await cancel_shielded_checkpoint()
@@ -256,7 +263,11 @@ class TLSStream(Stream):
             if not self._handshaken:
                 await self.do_handshake()
             self._check_open()
-            await self.transport.wait_send_all_might_not_block()
+            if isinstance(self._engine, DescriptorEngine):
+                # Shared with a receive that has to write first, in a KeyUpdate.
+                await self._engine.writable()
+            else:
+                await self.transport.wait_send_all_might_not_block()
         finally:
             self._send_busy = False
 
@@ -294,17 +305,18 @@ class TLSStream(Stream):
     async def aclose(self) -> None:
         """Say close_notify, if a handshake was done, and close the transport.
 
-        Does not wait for the peer's close_notify, but for the transport to take ours. Cancelled or
-        not, everything is closed afterwards.
+        Does not wait for the peer's close_notify, but for the transport to take ours; a second
+        call meanwhile cuts that short. Cancelled or not, everything is closed afterwards.
         """
         if self._closed:
-            await checkpoint()
+            await self.transport.aclose()
             return
         self._closed = True
         try:
             if self._handshaken and self._failure is None:
                 # A transport that is gone takes no farewell, and needs none.
-                with contextlib.suppress(OSError, trio.BrokenResourceError):
+                gone = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+                with contextlib.suppress(*gone):
                     await self._say_farewell()
         finally:
             await self.transport.aclose()
@@ -327,12 +339,15 @@ class TLSStream(Stream):
         return 0 if self._closed else self.transport.unread_size() + len(self._ahead)
 
     def peer_closed(self) -> bool:
-        """Whether the transport's peer is gone."""
-        return self.transport.peer_closed()
+        """Whether the transport's peer is gone, or TLS with it failed."""
+        return self._broken or self._failure is not None or self.transport.peer_closed()
 
     def interrupt_receive(self) -> None:
-        """See `trionet.abc.Stream.interrupt_receive`."""
+        """See `trionet.abc.Stream.interrupt_receive`. A handshake under way is not interrupted."""
         self._interrupted = True
+        if not self._handshaken:
+            # A send may be the one that leads it.
+            return
         self.transport.interrupt_receive()
         if isinstance(self._engine, DescriptorEngine) and not self._closed:
             readiness.wake(self._engine.tls)
@@ -407,9 +422,9 @@ class TLSStream(Stream):
             except OSError as exc:
                 self._check_open()
                 self._record = b""
+                self._broken = True
                 raise trio.BrokenResourceError(f"the TLS connection broke: {exc}") from exc
             else:
-                self._sent += len(self._record)
                 self._record = b""
             self._check_open()
         if isinstance(engine, BufferEngine):
@@ -427,14 +442,19 @@ class TLSStream(Stream):
                 data = self._take_ahead(size) or engine.tls.read(size)
             except ssl.SSLWantReadError:
                 if self._interrupted and not engine.is_readable():
-                    raise ReceiveInterrupted from None
-                await engine.readable()
+                    # A checkpoint as every way out is, and then a last look.
+                    if yielded:
+                        raise ReceiveInterrupted from None
+                    await checkpoint()
+                else:
+                    await engine.readable()
                 yielded = True
             except ssl.SSLWantWriteError:
                 await engine.writable()
                 yielded = True
             except OSError as exc:
                 self._check_open()
+                self._broken = True
                 raise trio.BrokenResourceError(f"the TLS connection broke: {exc}") from exc
             else:
                 if not yielded:
@@ -598,7 +618,16 @@ def check_tls_arguments(
     if server_side:
         if server_hostname is not None:
             raise ValueError(f"server_hostname is for clients, got {server_hostname!r}")
+        if ssl_context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+            raise ValueError("this ssl_context is a client's: a server needs one of its own")
+    elif ssl_context.protocol == ssl.PROTOCOL_TLS_SERVER:
+        raise ValueError("this ssl_context is a server's: a client needs one of its own")
     elif ssl_context.check_hostname and not server_hostname:
         raise ValueError(
             "server_hostname is needed: this ssl_context compares it with the certificate"
         )
+    elif server_hostname:
+        try:
+            server_hostname.encode("idna")
+        except UnicodeError as exc:
+            raise ValueError(f"server_hostname {server_hostname!r} is not a host name") from exc
