@@ -11,6 +11,16 @@ addresses, so that a handler written on memory works on TCP::
     ConnectionRefusedError      nobody listens there
     OSError(EADDRINUSE)         somebody already does
     ValueError / TypeError      the call itself is wrong; nothing was opened
+
+A pool adds reasons of its own::
+
+    PoolError
+        PoolClosedError         also trio.ClosedResourceError
+        PoolConnectError
+        PoolFullError
+        PoolTimeoutError        also trio.TooSlowError
+    RuntimeError
+        LeaseError              what was given back was not lent, or not any more
 """
 
 from __future__ import annotations
@@ -22,7 +32,17 @@ import trio
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ("ReceiveInterrupted", "TooLongError", "Ungrouped")
+__all__ = (
+    "LeaseError",
+    "PoolClosedError",
+    "PoolConnectError",
+    "PoolError",
+    "PoolFullError",
+    "PoolTimeoutError",
+    "ReceiveInterrupted",
+    "TooLongError",
+    "Ungrouped",
+)
 
 
 @final
@@ -73,3 +93,36 @@ class Ungrouped:
         finally:
             # Raising inside __exit__ chains the group to it; the group is what we are hiding.
             only.__context__ = context
+
+
+class PoolError(Exception):
+    """A pool did not lend a connection; one of its subclasses says why."""
+
+
+@final
+class PoolClosedError(PoolError, trio.ClosedResourceError):
+    """The pool was closed, is draining, or belongs to the process this one was forked from."""
+
+
+@final
+class PoolFullError(PoolError):
+    """As many tasks wait for a connection as ``max_waiting`` allows."""
+
+
+@final
+class PoolTimeoutError(PoolError, trio.TooSlowError):
+    """No connection came within ``acquire(timeout=)``.
+
+    The message carries the pool's sizes; ``__cause__`` is the last failure to connect, if
+    connecting has not succeeded since.
+    """
+
+
+@final
+class PoolConnectError(PoolError):
+    """Connecting failed as often as the pool's `Backoff` allows; ``__cause__`` says how."""
+
+
+@final
+class LeaseError(RuntimeError):
+    """A connection was given back twice, to the wrong pool, or used after it was given back."""

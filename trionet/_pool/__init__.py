@@ -1,0 +1,1 @@
+"""Who keeps connections: `Pool` and `KeyedPool`."""

@@ -1,0 +1,89 @@
+"""One open connection of a pool, and how it is seen to have died while nobody uses it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+
+import trio
+
+from .watch import is_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .watch import AnySocket
+
+__all__ = ("Entry",)
+
+T = TypeVar("T")
+
+
+@final
+class Entry(Generic[T]):
+    """One open connection.
+
+    Attributes:
+      detour: whether a return has more to do than to put it back on the shelf.
+      doomed: why it is to be closed when it comes back; empty while it is not.
+      holder: the lease that has it, if it was lent to one.
+      task: who took it, where that is known.
+      where: the stack it was taken on, if leaks are reported.
+      teller: the connection, if it has a ``closed`` that says something, else None.
+      probe: to be asked before it is handed out; only where nothing is watched.
+      watched: its socket is watched for as long as it lives.
+      watched_idle: its socket is to be watched, but only while it is idle.
+    """
+
+    __slots__ = (
+        "detour",
+        "doomed",
+        "expires_at",
+        "holder",
+        "idle_since",
+        "key",
+        "probe",
+        "resource",
+        "socket",
+        "task",
+        "teller",
+        "watched",
+        "watched_idle",
+        "where",
+    )
+
+    def __init__(self, resource: T, expires_at: float) -> None:
+        self.resource = resource
+        self.key = id(resource)
+        self.expires_at = expires_at
+        self.idle_since = -math.inf
+        self.doomed = ""
+        self.holder: object = None
+        self.task: trio.lowlevel.Task | None = None
+        self.where: list[str] | None = None
+        closed = getattr(resource, "closed", None)
+        # Some have a method of that name, which is true whatever it would return.
+        self.teller: Any = None if closed is None or callable(closed) else resource
+        self.probe: Callable[[], bool] | None = None
+        self.socket: AnySocket | None = None
+        self.watched = self.watched_idle = False
+        self.detour = False
+
+    def doom(self, reason: str) -> None:
+        """Have it closed, for ``reason``, as soon as it comes back."""
+        self.doomed = self.doomed or reason
+        self.detour = True
+
+    def is_closed(self) -> bool:
+        """Whether somebody closed it here."""
+        if self.teller is not None:
+            return bool(self.teller.closed)
+        return self.socket is not None and is_gone(self.socket)
+
+    def is_dead(self) -> bool:
+        """Whether `probe` finds that its peer has gone, or spoken out of turn."""
+        assert self.probe is not None
+        try:
+            return self.probe()
+        except (OSError, ValueError, trio.BrokenResourceError, trio.ClosedResourceError):
+            return True

@@ -1,0 +1,217 @@
+"""What is lent, and what is told about lending."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, final
+
+from trio.lowlevel import (
+    cancel_shielded_checkpoint,
+    checkpoint_if_cancelled,
+    current_task,
+    enable_ki_protection,
+)
+
+from .._errors import LeaseError
+
+if TYPE_CHECKING:
+    from collections.abc import Sized
+    from types import TracebackType
+
+    from .entry import Entry
+
+__all__ = ("Lease", "Lender", "PoolStatistics")
+
+T = TypeVar("T")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatistics:
+    """What a pool has and has done, at one moment.
+
+    Attributes:
+      max_size, min_size: as they are now, see `Pool.resize`.
+      size: slots taken; the six counts below it add up to it.
+      idle: open, and lent to nobody.
+      lent: open, and lent; those closed under their holder do not count.
+      connecting: being made.
+      checking, resetting: open, in the hands of ``check`` or ``reset``.
+      closing: not yet closed.
+      waiting: tasks that wait for a connection.
+      acquired: how often one was lent.
+      cancelled, timed_out: how often a task stopped waiting, for its ``timeout`` or otherwise.
+      connected, connect_failures: how many dials went well, and how many did not.
+      closed: how many connections were closed or are closing; ``connected`` less those open.
+      reasons: the same, by reason: ``"discarded"``, ``"dead"``, ``"idle"``, ``"lifetime"``,
+        ``"expired"``, ``"surplus"``, ``"check"``, ``"reset"``, ``"evicted"``, ``"closed"``,
+        ``"seized"``.
+    """
+
+    max_size: int
+    min_size: int
+    size: int
+    idle: int
+    lent: int
+    connecting: int
+    checking: int
+    resetting: int
+    closing: int
+    waiting: int
+    acquired: int
+    cancelled: int
+    timed_out: int
+    connected: int
+    connect_failures: int
+    closed: int
+    reasons: dict[str, int]
+
+
+class Lender(Protocol[T]):
+    """The desk, as far as a lease has to do with it; see `trionet._pool.desk.Desk`."""
+
+    plain: bool
+    idle: dict[int, Entry[T]]
+    lent: dict[int, Entry[T]]
+    crowd: Sized
+    acquired: int
+
+    async def obtain(self, lease: Lease[T], /) -> Entry[T]:
+        """Lend a connection, after a wait if need be."""
+
+    async def obtain_another(self, entry: Entry[T], lease: Lease[T], /) -> Entry[T]:
+        """Lend a connection instead of ``entry``, which has died on its way."""
+
+    def give_back(self, entry: Entry[T], /) -> None:
+        """Take a connection back."""
+
+    def throw_away(self, entry: Entry[T], /) -> None:
+        """Take a connection back and close it."""
+
+    def discard(self, resource: T, /) -> None:
+        """Close a connection by its identity."""
+
+
+@final
+class Lease(Generic[T]):
+    """One connection, for as long as an ``async with`` block lasts.
+
+    Made by ``acquire`` of a pool; the block's value is the connection itself::
+
+        lease = pool.acquire()
+        async with lease as stream:
+            ...
+            lease.discard()         # it is not to be used again, whatever else happens
+
+    An exception in the block, a cancellation too, closes the connection, since nobody knows what
+    it left half done; a normal end gives it back. Leaving the block is no checkpoint.
+    """
+
+    __slots__ = ("_desk", "_entered", "_entry", "timeout", "where")
+
+    def __init__(self, desk: Lender[T], timeout: float | None) -> None:
+        self._desk = desk
+        self._entry: Entry[T] | None = None
+        self._entered = False
+        self.timeout = timeout
+        self.where: list[str] | None = None
+
+    def __repr__(self) -> str:
+        if self._entry is not None:
+            return f"<Lease of {self._entry.resource!r}>"
+        return "<Lease given back>" if self._entered else "<Lease not entered>"
+
+    @property
+    def resource(self) -> T:
+        """The connection.
+
+        Raises:
+          LeaseError: the block has not begun, or is over, or the connection was discarded.
+        """
+        if self._entry is None or self._entry.holder is not self:
+            raise LeaseError(f"{self!r} has no connection now")
+        return self._entry.resource
+
+    def discard(self) -> None:
+        """Close the connection instead of giving it back; the block may go on without it.
+
+        Raises:
+          LeaseError: this lease has no connection, not yet or not any more.
+        """
+        self._desk.discard(self.resource)
+
+    @enable_ki_protection
+    async def __aenter__(self) -> T:
+        """Wait for a connection.
+
+        Raises:
+          PoolClosedError: the pool is closed or gets closed.
+          PoolConnectError: connecting failed, and this task has waited longest.
+          PoolFullError: ``max_waiting`` tasks wait already.
+          PoolTimeoutError: ``timeout`` seconds have passed.
+          LeaseError: this lease was entered before.
+
+        If cancelled, this task has no connection; a dial on its behalf goes on, for the next one.
+        """
+        if self._entered:
+            raise LeaseError(f"{self!r} cannot be entered again")
+        self._entered = True
+        await checkpoint_if_cancelled()
+        desk = self._desk
+        if desk.plain and desk.idle and not desk.crowd:
+            key, entry = desk.idle.popitem()
+            desk.lent[key] = entry
+            desk.acquired += 1
+            entry.holder = self
+            entry.task = current_task()
+            self._entry = entry
+            await cancel_shielded_checkpoint()
+            if not entry.doomed:
+                return entry.resource
+            self._entry = entry = await desk.obtain_another(entry, self)
+        else:
+            self._entry = entry = await desk.obtain(self)
+        return entry.resource
+
+    @enable_ki_protection
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give the connection back, or close it after an exception. No checkpoint.
+
+        Raises:
+          LeaseError: it was ``put`` back inside the block already.
+        """
+        entry, self._entry = self._entry, None
+        if entry is None:
+            return
+        if entry.holder is not self:
+            if exception is None:
+                raise LeaseError(f"{entry.resource!r} was put back before its block ended")
+        elif exception is None:
+            self._desk.give_back(entry)
+        else:
+            self._desk.throw_away(entry)
+
+    @enable_ki_protection
+    async def detached(self) -> T:
+        """Wait for a connection as the block does, and leave it to the caller to give it back.
+
+        If cancelled, this task has no connection.
+        """
+        resource = await self.__aenter__()
+        entry, self._entry = self._entry, None
+        assert entry is not None
+        entry.holder = None
+        return resource
+
+    def moved(self, desk: Lender[T]) -> None:
+        """Wait at another desk, the one that took the first one's place."""
+        self._desk = desk
+
+    def dropped(self) -> None:
+        """Take notice that the connection was discarded inside the block."""
+        self._entry = None

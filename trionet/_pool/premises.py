@@ -1,0 +1,110 @@
+"""What a pool's block owns: a nursery, the one task that keeps time, and the end of it all."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, final
+
+import trio
+
+from .._errors import Ungrouped
+from .alarm import Alarm
+from .terms import require_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from types import TracebackType
+
+    from .desk import Desk
+
+__all__ = ("Premises",)
+
+
+@final
+class Premises:
+    """The lifetime of one desk, or of several.
+
+    Attributes:
+      alarm: for the supplies of these desks.
+      closed: whether `drain` was called, or the block was left.
+    """
+
+    def __init__(self, desks: Callable[[], Collection[Desk[Any]]]) -> None:
+        """Prepare, for the desks that ``desks()`` lists at any time."""
+        self._desks = desks
+        self._manager: Any = None
+        self._nursery: trio.Nursery | None = None
+        self._entered = False
+        self.closed = False
+        self.alarm = Alarm(self._sweep)
+
+    def _sweep(self, now: float) -> float:
+        return min((desk.supply.sweep(now) for desk in list(self._desks())), default=math.inf)
+
+    async def enter(self) -> trio.Nursery:
+        """Open the nursery and start keeping time.
+
+        Raises:
+          RuntimeError: this was done before.
+
+        If cancelled, nothing is open.
+        """
+        if self._entered:
+            raise RuntimeError("a pool cannot be entered a second time")
+        self._entered = True
+        self._manager = trio.open_nursery()
+        self._nursery = await self._manager.__aenter__()
+        self._nursery.start_soon(self.alarm.run)
+        return self._nursery
+
+    async def leave(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        """Drain, without grace after an exception, and close the nursery.
+
+        Raises:
+          BaseException: what a task of the pool died of, together with ``exception``.
+
+        If cancelled, everything is closed forcefully.
+        """
+        assert self._nursery is not None
+        try:
+            await self.drain(None if exception is None else 0)
+        except BaseException as interruption:  # noqa: BLE001 - passed on to the nursery, below
+            for desk in list(self._desks()):
+                desk.supply.seize()
+                desk.supply.cut_short()
+            # What the body raised outranks the cancellation of the work after it, as it does in a
+            # nursery; the cancellation stays in force outside.
+            if exception is None or not isinstance(interruption, trio.Cancelled):
+                kind, exception = type(interruption), interruption
+                traceback = interruption.__traceback__
+        # What still closes is shielded from this; only the alarm is not.
+        self._nursery.cancel_scope.cancel()
+        try:
+            with Ungrouped():
+                return bool(await self._manager.__aexit__(kind, exception, traceback))
+        finally:
+            self._nursery = None
+            for desk in self._desks():
+                desk.supply.shut()
+
+    async def drain(self, grace: float | None) -> None:
+        """See `trionet.Pool.drain`."""
+        require_seconds("grace", grace)
+        self.closed = True
+        desks = list(self._desks())
+        for desk in desks:
+            desk.stop()
+        with trio.move_on_after(math.inf if grace is None else grace):
+            for desk in desks:
+                await desk.supply.wait_nothing_lent()
+        for desk in desks:
+            desk.report_lent()
+            desk.supply.seize()
+        for desk in desks:
+            await desk.supply.wait_empty()
+        await trio.lowlevel.checkpoint()

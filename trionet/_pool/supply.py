@@ -1,0 +1,452 @@
+"""Where connections come from and how they end: dialling, backoff, slots, expiry, closing.
+
+How this works. A supply has ``limit`` slots. A slot is taken the moment a dial starts and is free
+again once that dial has failed or its connection has been *closed*, so the peer never sees more
+than ``limit``. In between a connection is an `Entry` in `live`: it is idle (`idle`), lent
+(`lent`), or in the hands of its owner for a moment (checked, reset). What is to be done with it
+then is not decided here but by the owner, a queue in front of this supply:
+
+- ``owner.arrived(entry)``: a new connection is there; lend or `shelve` it.
+- ``owner.grow()``: a slot, a pause or a connection has gone; start the dials that are wanted.
+- ``owner.failed(error, attempts)``: dialling failed as often as the backoff allows.
+
+Three kinds of task run, all in the owner's nursery: one for each dial, one for each close, and
+the one of the `Alarm`, which calls `sweep`. Everything else is synchronous.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import weakref
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, final
+
+import outcome
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from .._errors import PoolClosedError
+from .entry import Entry
+from .terms import EXCHANGE_LIMIT, attempt
+from .watch import find_probe, find_socket, stop_watching, watch
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .alarm import Alarm
+    from .terms import Budget, Terms
+
+__all__ = ("Owner", "Supply")
+
+T = TypeVar("T")
+
+# A connection lives for 95 to 100 % of its lifetime, so that those dialled together, after a
+# restart of the peer say, do not all expire together.
+LIFETIME_JITTER: Final = 0.05
+
+_logger = logging.getLogger("trionet.pool")
+_supplies: weakref.WeakSet[Supply[Any]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for supply in _supplies:
+        supply.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Owner(Protocol[T]):
+    """The queue in front of a supply; see the note on top."""
+
+    def arrived(self, entry: Entry[T], /) -> None:
+        """Lend or shelve a new connection."""
+
+    def failed(self, error: Exception, attempts: int, /) -> None:
+        """Tell somebody that dialling failed ``attempts`` times in a row."""
+
+    def grow(self) -> None:
+        """Start the dials that are wanted and possible now."""
+
+
+@final
+class Supply(Generic[T]):
+    """Connections of one kind, and the slots they take.
+
+    Attributes:
+      limit: slots there are; may be lowered below `size`, which then only shrinks.
+      floor: connections to keep, used or not.
+      size: slots taken: dials, open connections, and those not closed yet.
+      live: all open connections by identity; `idle` (longest idle first) and `lent` among them.
+      seized: those that were closed while somebody had them, until they are given back.
+      dials: connections being made, by what cancels them; `closing` those being closed.
+      resting: whether a pause after a failure runs; nobody dials in it.
+      closed: whether it is over: nothing is dialled, and what comes back is closed.
+      connected, connect_failures: how many dials went well, and how many did not.
+      last_error: why the last dial failed; None if it did not.
+      ended: how many connections were closed, by reason.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[T]],
+        terms: Terms[T],
+        *,
+        limit: int,
+        floor: int = 0,
+        alarm: Alarm,
+        budget: Budget | None = None,
+    ) -> None:
+        """Make a supply that has nothing yet; `open` it before anything else.
+
+        Args:
+          alarm: rings `sweep`.
+          budget: slots that all of this supply's are taken from as well.
+        """
+        self._connect = connect
+        self.terms = terms
+        self.limit = limit
+        self.floor = floor
+        self.alarm = alarm
+        self.budget = budget
+        self.size = 0
+        self.live: dict[int, Entry[T]] = {}
+        self.idle: dict[int, Entry[T]] = {}
+        self.lent: dict[int, Entry[T]] = {}
+        self.seized: dict[int, Entry[T]] = {}
+        self.dials: set[trio.CancelScope] = set()
+        self.closing: dict[int, trio.CancelScope] = {}
+        self.closed = False
+        self.connected = self.connect_failures = 0
+        self.ended: Counter[str] = Counter()
+        self.last_error: Exception | None = None
+        # Failures in a row, which the pauses grow with; and since somebody was told of them.
+        self._failures = self._tries = 0
+        self.resting = False
+        self._resume_at = -math.inf
+        self._generation = 0
+        self._nursery: trio.Nursery | None = None
+        self._owner: Owner[T]
+        self._change: trio.Event | None = None
+
+    def open(self, nursery: trio.Nursery, owner: Owner[T]) -> None:
+        """Have the tasks run in ``nursery``, and tell ``owner`` what happens."""
+        self._nursery = nursery
+        self._owner = owner
+        _supplies.add(self)
+
+    def shut(self) -> None:
+        """Let go of the nursery, which is about to end; nothing is open any more."""
+        self.closed = True
+        self._nursery = None
+        _supplies.discard(self)
+
+    def disown(self) -> None:
+        """Forget all connections, without closing them: in a forked child they are the parent's."""
+        self.shut()
+        self.idle.clear()
+        self.live.clear()
+        for entry in self.lent.values():
+            entry.doom("forked")
+
+    # Dialling
+
+    def can_dial(self) -> bool:
+        """Whether a slot is free and no pause runs; what of the budget is left is not looked at."""
+        return not (self.resting or self.closed) and self.size < self.limit
+
+    def dial(self) -> None:
+        """Take a slot and start connecting, in the context of whoever calls."""
+        self.size += 1
+        if self.budget is not None:
+            self.budget.taken += 1
+        timeout = self.terms.connect_timeout
+        scope = trio.CancelScope()
+        if timeout is not None:
+            scope.deadline = trio.current_time() + timeout
+        self.dials.add(scope)
+        self.start(self._dial, scope, self._generation, self._tries + 1)
+
+    def start(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Start a task beside the dials."""
+        assert self._nursery is not None
+        self._nursery.start_soon(function, *args)
+
+    def require_open(self) -> None:
+        """Raise unless connections can be had.
+
+        Raises:
+          PoolClosedError: not any more.
+          RuntimeError: not yet.
+        """
+        if self.closed:
+            raise PoolClosedError("this pool is closed")
+        if self._nursery is None:
+            raise RuntimeError("a pool is open only inside its block: async with pool: ...")
+
+    @enable_ki_protection
+    async def _dial(self, scope: trio.CancelScope, generation: int, tries: int) -> None:
+        connected = False
+        try:
+            made = await attempt(self._connect, scope=scope, what="connecting")
+            if isinstance(made, outcome.Value):
+                made = self._inspect(made.value)
+            connected = not isinstance(made, outcome.Error)
+        finally:
+            self.dials.discard(scope)
+            if not connected:
+                self._free_slot()
+        if isinstance(made, outcome.Error):
+            self._dial_failed(made.error, tries)
+        else:
+            self._dial_succeeded(made.unwrap(), generation)
+        self._owner.grow()
+
+    def _inspect(self, resource: T) -> outcome.Outcome[T]:
+        key = id(resource)
+        if key in self.live or key in self.closing or key in self.seized:
+            return outcome.Error(ValueError(f"connect returned {resource!r} a second time"))
+        if self.terms.close is None and not callable(getattr(resource, "aclose", None)):
+            return outcome.Error(
+                TypeError(f"connect must return something with an aclose, got {resource!r}")
+            )
+        return outcome.Value(resource)
+
+    def _dial_failed(self, error: BaseException, tries: int) -> None:
+        if self.closed:
+            return
+        assert isinstance(error, Exception)
+        self.connect_failures += 1
+        self.last_error = error
+        # Dials that started together and fail together are one failure: one pause, one try.
+        if not self.resting:
+            self._failures += 1
+            self.resting = True
+            self._resume_at = trio.current_time() + self.terms.backoff.delay(self._failures)
+            self.alarm.set(self._resume_at)
+        attempts = self.terms.backoff.attempts
+        if attempts is not None and tries >= attempts:
+            self._tries = 0
+            self._owner.failed(error, tries)
+        else:
+            self._tries = max(self._tries, tries)
+        self.changed()
+
+    def _dial_succeeded(self, resource: T, generation: int) -> None:
+        self.connected += 1
+        self.last_error = None
+        self._failures = self._tries = 0
+        self.resting = False
+        lifetime = self.terms.lifetime
+        expires_at = math.inf
+        if lifetime is not None:
+            part = 1 - random.uniform(0, LIFETIME_JITTER)  # noqa: S311 - not a secret
+            expires_at = trio.current_time() + lifetime * part
+        entry = Entry(resource, expires_at)
+        self.live[entry.key] = entry
+        if self.closed:
+            self.retire(entry, "closed")
+        elif generation != self._generation:
+            self.retire(entry, "expired")
+        elif self.surplus() > 0:
+            self.retire(entry, "surplus")
+        else:
+            self._watch(entry)
+            self.alarm.set(expires_at)
+            self._owner.arrived(entry)
+            self.changed()
+
+    # Dead ones
+
+    def _watch(self, entry: Entry[T]) -> None:
+        entry.socket, announced = find_socket(entry.resource)
+        if entry.socket is not None and announced:
+            entry.watched = watch(entry.socket, partial(self._hung_up, entry))
+        elif entry.socket is not None and watch(entry.socket, partial(self._hung_up, entry)):
+            stop_watching(entry.socket)
+            entry.watched_idle = entry.detour = True
+        if not (entry.watched or entry.watched_idle):
+            entry.probe = find_probe(entry.resource)
+
+    def _hung_up(self, entry: Entry[T]) -> None:
+        if entry.key in self.idle:
+            self.retire(entry, "dead")
+            self._owner.grow()
+        elif entry.key in self.live:
+            entry.doom("dead")
+
+    # The shelf
+
+    def shelve(self, entry: Entry[T]) -> None:
+        """Make ``entry``, which nobody has now, the first to be lent again."""
+        now = trio.current_time()
+        entry.idle_since = now
+        self.idle[entry.key] = entry
+        if self.terms.idle_timeout is not None:
+            self.alarm.set(now + self.terms.idle_timeout)
+        if entry.watched_idle and entry.socket is not None:
+            watch(entry.socket, partial(self._hung_up, entry))
+
+    def unshelve(self) -> Entry[T] | None:
+        """Take the connection that was used last; None if there is none.
+
+        One that turns out to be dead is closed instead, and the next one taken.
+        """
+        while self.idle:
+            entry = next(reversed(self.idle.values()))
+            if entry.probe is not None and entry.is_dead():
+                self.retire(entry, "dead")
+                continue
+            del self.idle[entry.key]
+            if entry.watched_idle and entry.socket is not None:
+                stop_watching(entry.socket)
+            return entry
+        return None
+
+    # Ends
+
+    def surplus(self) -> int:
+        """How many open connections there are above the limit."""
+        return self.size - len(self.closing) - self.limit
+
+    def retire(self, entry: Entry[T], reason: str) -> trio.CancelScope | None:
+        """Close ``entry``, which nobody has now; its slot is free when that is done.
+
+        Returns:
+          What makes the closing forceful if cancelled; None if there is no task to close it.
+        """
+        self.idle.pop(entry.key, None)
+        if self.live.pop(entry.key, None) is None or self._nursery is None:
+            return None
+        if (entry.watched or entry.watched_idle) and entry.socket is not None:
+            stop_watching(entry.socket)
+        self.ended[entry.doomed or reason] += 1
+        # Shielded, so that the end of everything else does not turn a clean close into a cut.
+        scope = trio.CancelScope(shield=True, deadline=trio.current_time() + EXCHANGE_LIMIT)
+        self.closing[entry.key] = scope
+        self.start(self._close, entry, scope)
+        self.changed()
+        return scope
+
+    @enable_ki_protection
+    async def _close(self, entry: Entry[T], scope: trio.CancelScope) -> None:
+        resource: Any = entry.resource
+        try:
+            close: Callable[..., Awaitable[object]] | None = self.terms.close
+            if close is None:
+                ended = await attempt(resource.aclose, scope=scope, what="closing")
+            else:
+                ended = await attempt(close, resource, scope=scope, what="closing")
+            if isinstance(ended, outcome.Error):
+                _logger.debug("closing %r: %r", resource, ended.error)
+                # An aclose that was cut short has closed all the same; anything else may not have.
+                if close is not None and hasattr(resource, "aclose"):
+                    at_once = trio.CancelScope(shield=True, deadline=-math.inf)
+                    await attempt(resource.aclose, scope=at_once, what="closing")
+        finally:
+            del self.closing[entry.key]
+            self._free_slot()
+        self._owner.grow()
+
+    def _free_slot(self) -> None:
+        self.size -= 1
+        if self.budget is not None:
+            self.budget.taken -= 1
+        self.changed()
+
+    def end(self) -> None:
+        """Dial no more, close what is idle, and what is lent as soon as it comes back."""
+        self.closed = True
+        for scope in self.dials:
+            scope.cancel()
+        self._retire_generation("closed")
+
+    def seize(self) -> None:
+        """Close what somebody still has, at once and without grace."""
+        for entry in list(self.lent.values()):
+            del self.lent[entry.key]
+            self.seized[entry.key] = entry
+            entry.doomed = ""
+            scope = self.retire(entry, "seized")
+            if scope is not None:
+                scope.cancel()
+
+    def cut_short(self) -> None:
+        """Take the grace from everything that is being closed."""
+        for scope in self.closing.values():
+            scope.cancel()
+
+    # Time
+
+    def expire(self) -> None:
+        """Close idle connections now and all others of today's when they come back."""
+        self._generation += 1
+        self._retire_generation("expired")
+
+    def _retire_generation(self, reason: str) -> None:
+        for entry in list(self.live.values()):
+            if entry.key in self.idle:
+                self.retire(entry, reason)
+            else:
+                entry.doom(reason)
+
+    def trim(self) -> None:
+        """Close what is idle above the limit, the longest idle first."""
+        while self.idle and self.surplus() > 0:
+            self.retire(next(iter(self.idle.values())), "surplus")
+        for entry in self.lent.values():
+            # Whether they are too many is decided when they come back.
+            entry.detour = True
+
+    def sweep(self, now: float) -> float:
+        """Do what is due at ``now``; return when something is due next."""
+        if self.resting and self._resume_at <= now:
+            self.resting = False
+        due = self._resume_at if self.resting else math.inf
+        for entry in list(self.live.values()):
+            if entry.expires_at > now:
+                due = min(due, entry.expires_at)
+            elif entry.key in self.idle:
+                self.retire(entry, "lifetime")
+            else:
+                entry.doom("lifetime")
+        timeout = self.terms.idle_timeout
+        while timeout is not None and self.idle and self.size - len(self.closing) > self.floor:
+            oldest = next(iter(self.idle.values()))
+            if oldest.idle_since + timeout > now:
+                due = min(due, oldest.idle_since + timeout)
+                break
+            self.retire(oldest, "idle")
+        self._owner.grow()
+        return due
+
+    # Waiting for a change
+
+    def changed(self) -> None:
+        """Let every `wait_until` look again."""
+        if self._change is not None:
+            self._change.set()
+            self._change = None
+
+    async def wait_until(self, done: Callable[[], bool]) -> None:
+        """Wait until ``done()``, which is asked after each change of what there is.
+
+        If cancelled, nothing has changed.
+        """
+        while not done():
+            if self._change is None:
+                self._change = trio.Event()
+            await self._change.wait()
+
+    async def wait_nothing_lent(self) -> None:
+        """Wait until everything lent has come back. If cancelled, it has not."""
+        await self.wait_until(lambda: not self.lent)
+
+    async def wait_empty(self) -> None:
+        """Wait until no slot is taken. If cancelled, some are."""
+        await self.wait_until(lambda: self.size == 0)

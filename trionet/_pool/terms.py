@@ -1,0 +1,149 @@
+"""What a supply is told once: how connections are made and ended, and within which bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
+
+import outcome
+import trio
+
+from .._options import Backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = (
+    "DEFAULT_BACKOFF",
+    "EXCHANGE_LIMIT",
+    "Budget",
+    "Rules",
+    "Terms",
+    "attempt",
+    "make_terms",
+    "require_count",
+    "require_seconds",
+)
+
+T = TypeVar("T")
+
+# Seconds that close, check and reset get. Each is one exchange with the peer at most; who takes
+# longer does not answer.
+EXCHANGE_LIMIT: Final = 5.0
+
+DEFAULT_BACKOFF: Final = Backoff()
+
+
+async def attempt(
+    function: Callable[..., Awaitable[Any]], *args: object, scope: trio.CancelScope, what: str
+) -> outcome.Outcome[Any]:
+    """Run code that is not ours, and give back what it returned or raised.
+
+    Args:
+      scope: bounds it; a run that it cancelled gives a `trio.TooSlowError`.
+      what: its name in that error.
+
+    If cancelled from outside, `trio.Cancelled` propagates, as whatever is not an `Exception` does.
+    """
+    try:
+        with scope:
+            return outcome.Value(await function(*args))
+    except Exception as exc:  # noqa: BLE001 - connect, check, reset, close: they may raise anything
+        return outcome.Error(exc)
+    return outcome.Error(trio.TooSlowError(f"{what} took too long"))
+
+
+@final
+class Budget:
+    """Slots that several supplies share."""
+
+    __slots__ = ("limit", "taken")
+
+    def __init__(self, limit: int) -> None:
+        self.limit: Final = limit
+        self.taken = 0
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms(Generic[T]):
+    """How connections are made and ended; what each field means, `trionet.Pool` says."""
+
+    connect_timeout: float | None
+    backoff: Backoff
+    idle_timeout: float | None
+    lifetime: float | None
+    close: Callable[[T], Awaitable[object]] | None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules(Generic[T]):
+    """How a desk lends; what each field means, `trionet.Pool` says."""
+
+    max_waiting: int | None
+    check: Callable[[T], Awaitable[object]] | None
+    check_after: float
+    reset: Callable[[T], Awaitable[object]] | None
+
+
+def require_seconds(name: str, value: object) -> None:
+    """Raise unless ``value`` is None or a number of seconds, 0 or more."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
+    # Written so that a NaN fails it too.
+    if not value >= 0:
+        raise ValueError(f"{name} must be at least 0, got {value!r}")
+
+
+def require_count(name: str, value: object, *, minimum: int) -> None:
+    """Raise unless ``value`` is an int, ``minimum`` or more."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+
+
+def make_terms(
+    connect: object,
+    *,
+    max_waiting: int | None,
+    connect_timeout: float | None,
+    backoff: Backoff,
+    idle_timeout: float | None,
+    lifetime: float | None,
+    check: Callable[[T], Awaitable[object]] | None,
+    check_after: float,
+    reset: Callable[[T], Awaitable[object]] | None,
+    close: Callable[[T], Awaitable[object]] | None,
+) -> tuple[Terms[T], Rules[T]]:
+    """Check a pool's arguments and sort them.
+
+    Raises:
+      ValueError, TypeError: one of them makes no sense.
+    """
+    if not callable(connect):
+        raise TypeError(f"connect must be an async function, got {connect!r}")
+    for name, function in (("check", check), ("reset", reset), ("close", close)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be an async function or None, got {function!r}")
+    if max_waiting is not None:
+        require_count("max_waiting", max_waiting, minimum=1)
+    require_seconds("connect_timeout", connect_timeout)
+    require_seconds("idle_timeout", idle_timeout)
+    require_seconds("lifetime", lifetime)
+    if check_after is None:
+        raise TypeError("check_after must be a number of seconds, got None")
+    require_seconds("check_after", check_after)
+    if not isinstance(backoff, Backoff):
+        raise TypeError(f"backoff must be a Backoff, got {backoff!r}")
+    terms = Terms(
+        connect_timeout=connect_timeout,
+        backoff=backoff,
+        idle_timeout=idle_timeout,
+        lifetime=lifetime,
+        close=close,
+    )
+    return terms, Rules(max_waiting=max_waiting, check=check, check_after=check_after, reset=reset)
