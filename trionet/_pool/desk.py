@@ -280,6 +280,8 @@ class Desk(Generic[T]):
     def _place(self, entry: Entry[T]) -> None:
         if self.hall is not None and self.hall.outbids(self):
             self.supply.retire(entry, "evicted")
+        elif entry.probe is not None and entry.is_dead():
+            self.supply.retire(entry, "dead")
         elif self.waiting:
             task = self.queue.oldest
             self._lend(entry, self.waiting[task], task)

@@ -224,10 +224,11 @@ class Supply(Generic[T]):
         self.connect_failures += 1
         self.last_error = error
         # Dials that started together and fail together are one failure: one pause, one try.
-        if not self.resting:
+        now = trio.current_time()
+        if now >= self._resume_at:
             self._failures += 1
             self.resting = True
-            self._resume_at = trio.current_time() + self.terms.backoff.delay(self._failures)
+            self._resume_at = now + self.terms.backoff.delay(self._failures)
             self.alarm.set(self._resume_at)
         attempts = self.terms.backoff.attempts
         if attempts is not None and tries >= attempts:
@@ -242,6 +243,7 @@ class Supply(Generic[T]):
         self.last_error = None
         self._failures = self._tries = 0
         self.resting = False
+        self._resume_at = -math.inf
         lifetime = self.terms.lifetime
         expires_at = math.inf
         if lifetime is not None:
@@ -257,7 +259,8 @@ class Supply(Generic[T]):
             self.retire(entry, "surplus")
         else:
             self._watch(entry)
-            self.alarm.set(expires_at)
+            # Now so many are open that one which has been idle for too long may go: look at once.
+            self.alarm.set(expires_at if len(self.live) <= self.floor else -math.inf)
             self._owner.arrived(entry)
             self.changed()
 
@@ -416,7 +419,7 @@ class Supply(Generic[T]):
             else:
                 entry.doom("lifetime")
         timeout = self.terms.idle_timeout
-        while timeout is not None and self.idle and self.size - len(self.closing) > self.floor:
+        while timeout is not None and self.idle and len(self.live) > self.floor:
             oldest = next(iter(self.idle.values()))
             if oldest.idle_since + timeout > now:
                 due = min(due, oldest.idle_since + timeout)

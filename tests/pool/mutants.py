@@ -1,0 +1,276 @@
+"""Would the invariants notice? One deliberate fault at a time, and the machine has to find it.
+
+Not collected with the other tests, since each fault costs seconds: run this file by name. Every
+mutant is a copy of the tree with one piece of the pool's source replaced, in which
+`test_invariants.py` must fail.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: the invariant it breaks, what it is, and where."""
+
+    invariant: int
+    fault: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    Mutant(
+        1,
+        "dial without looking for a free slot",
+        "supply.py",
+        "self.closed) and self.size < self.limit",
+        "self.closed)",
+    ),
+    Mutant(
+        2,
+        "free the slot before the connection is closed",
+        "supply.py",
+        "        scope = trio.CancelScope(shield=True, deadline=trio.current_time() + EXCHANGE_LIMIT)\n",
+        "        scope = trio.CancelScope(shield=True, deadline=trio.current_time() + EXCHANGE_LIMIT)\n"
+        "        self._owner.grow() if self._free_slot() else setattr(self, 'size', self.size)\n",
+    ),
+    Mutant(
+        3,
+        "shelve a connection although somebody waits",
+        "desk.py",
+        "        elif self.waiting:\n            task",
+        "        elif len(self.waiting) > 1:\n            task",
+    ),
+    Mutant(
+        4,
+        "do not dial again after a connection was thrown away",
+        "desk.py",
+        '        self.supply.retire(entry, "discarded")\n        self.grow()',
+        '        self.supply.retire(entry, "discarded")',
+    ),
+    Mutant(
+        4,
+        "forget the waiters when a dial of an expired generation ends",
+        "supply.py",
+        "            self._dial_succeeded(made.unwrap(), generation)\n        self._owner.grow()",
+        "            self._dial_succeeded(made.unwrap(), generation)",
+    ),
+    Mutant(
+        4,
+        "dial in a pause",
+        "supply.py",
+        "return not (self.resting or self.closed)",
+        "return not self.closed",
+    ),
+    Mutant(
+        4,
+        "dial for every waiter although connections are about",
+        "desk.py",
+        "dialling < (1 if supply.live else max(1, unserved))",
+        "dialling < max(1, unserved)",
+    ),
+    Mutant(
+        5,
+        "leave what is closed on the shelf",
+        "supply.py",
+        "        self.idle.pop(entry.key, None)\n",
+        "",
+    ),
+    Mutant(
+        6,
+        "take back what was given back already",
+        "desk.py",
+        "        if key in self.supply.live or key in self.supply.closing:\n            raise",
+        "        if key in self.idle:\n            return self.lent.setdefault(key, self.idle[key])\n"
+        "        if key in self.supply.live or key in self.supply.closing:\n            raise",
+    ),
+    Mutant(
+        7,
+        "serve the youngest waiter first",
+        "waiters.py",
+        "next(iter(self.tasks))",
+        "next(reversed(self.tasks))",
+    ),
+    Mutant(
+        7,
+        "let a newcomer overtake",
+        "waiters.py",
+        "        if first:\n",
+        "        if first or len(self.tasks) == 2:\n",
+    ),
+    Mutant(
+        8,
+        "lend what has been idle longest",
+        "supply.py",
+        "entry = next(reversed(self.idle.values()))",
+        "entry = next(iter(self.idle.values()))",
+    ),
+    Mutant(
+        9,
+        "keep a connection after an exception in its block",
+        "lease.py",
+        "            self._desk.throw_away(entry)",
+        "            self._desk.give_back(entry)",
+    ),
+    Mutant(
+        9,
+        "lend a connection that is known to be dead",
+        "supply.py",
+        "if entry.probe is not None and entry.is_dead():",
+        "if entry.probe is None:",
+    ),
+    Mutant(
+        9,
+        "keep connections of an expired generation when they come back",
+        "supply.py",
+        "            else:\n                entry.doom(reason)",
+        '            else:\n                entry.doom("") if reason == "expired" else entry.doom(reason)',
+    ),
+    Mutant(
+        9,
+        "keep what a dial brings that began before everything expired",
+        "supply.py",
+        "elif generation != self._generation:",
+        "elif generation > self._generation:",
+    ),
+    Mutant(
+        10,
+        "lose what a dial brings when it is surplus",
+        "supply.py",
+        '            self.retire(entry, "surplus")\n        else:',
+        "            self._free_slot() if self.live.pop(entry.key) else None\n        else:",
+    ),
+    Mutant(
+        11,
+        "wait on although cancelled",
+        "waiters.py",
+        "            self._remove(task)\n            self.gave_up += 1",
+        "            if len(self.tasks) > 1:\n                return Abort.FAILED\n"
+        "            self._remove(task)\n            self.gave_up += 1",
+    ),
+    Mutant(
+        11,
+        "leave a cancelled task in the queue",
+        "waiters.py",
+        "            self._remove(task)\n            self.gave_up += 1",
+        "            self.gave_up += 1",
+    ),
+    Mutant(
+        12,
+        "lend after the end",
+        "supply.py",
+        '        if self.closed:\n            raise PoolClosedError("this pool is closed")\n        if',
+        "        if",
+    ),
+    Mutant(
+        12,
+        "let waiters wait when the pool is closed",
+        "desk.py",
+        '        self.queue.fail_all(lambda: PoolClosedError("this pool was closed"))',
+        "",
+    ),
+    Mutant(
+        12,
+        "forget what is still lent at the end",
+        "premises.py",
+        "            desk.report_lent()\n            desk.supply.seize()\n",
+        "            desk.report_lent()\n            desk.supply.lent.clear()\n",
+    ),
+    Mutant(
+        13,
+        "do not count what is lent to waiters",
+        "desk.py",
+        "        self.lent[entry.key] = entry\n        self.acquired += 1\n        entry.holder = lease",
+        "        self.lent[entry.key] = entry\n        entry.holder = lease",
+    ),
+    Mutant(
+        13,
+        "count those that gave up for their timeout twice",
+        "desk.py",
+        "        self.timed_out += 1",
+        "        self.timed_out += 2",
+    ),
+    Mutant(
+        14,
+        "let connections lie idle for ever",
+        "supply.py",
+        "            if oldest.idle_since + timeout > now:",
+        "            if oldest.idle_since + 2 * timeout > now:",
+    ),
+    Mutant(
+        14,
+        "close idle connections early",
+        "supply.py",
+        "            if oldest.idle_since + timeout > now:",
+        "            if oldest.idle_since + timeout / 4 > now:",
+    ),
+    Mutant(
+        14,
+        "let connections live for longer than their lifetime",
+        "supply.py",
+        "expires_at = trio.current_time() + lifetime * part",
+        "expires_at = trio.current_time() + lifetime / part * 1.2",
+    ),
+    Mutant(
+        14,
+        "close below min_size for idleness",
+        "supply.py",
+        "while timeout is not None and self.idle and len(self.live) > self.floor:",
+        "while timeout is not None and self.idle:",
+    ),
+    Mutant(
+        15,
+        "do not dial when a slot becomes free",
+        "supply.py",
+        "            del self.closing[entry.key]\n            self._free_slot()\n        self._owner.grow()",
+        "            del self.closing[entry.key]\n            self._free_slot()",
+    ),
+    Mutant(
+        15,
+        "never end a pause",
+        "supply.py",
+        "        if self.resting and self._resume_at <= now:",
+        "        if self.resting and self._resume_at < 0:",
+    ),
+)
+
+
+def test_every_invariant_has_a_mutant() -> None:
+    assert {mutant.invariant for mutant in MUTANTS} == set(range(1, 16))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.invariant}: {m.fault}")
+def test_the_machine_notices(mutant: Mutant, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "trionet", tmp_path / "trionet")
+    shutil.copytree(ROOT / "tests" / "pool", tmp_path / "tests" / "pool")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    source = tmp_path / "trionet" / "_pool" / mutant.file
+    text = source.read_text()
+    assert text.count(mutant.old) == 1, "the pool has changed: change the mutant too"
+    source.write_text(text.replace(mutant.old, mutant.new))
+
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "tests/pool/test_invariants.py"],
+        cwd=tmp_path,
+        env={**os.environ, "POOL_EXAMPLES": "400"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert run.returncode == 1, f"nobody noticed\n{run.stdout}"
+    # It has to fail for what it found, not for a fault in this very file.
+    assert "AssertionError" in run.stdout, run.stdout
