@@ -71,8 +71,8 @@ MUTANTS = (
         4,
         "dial for every waiter although connections are about",
         "desk.py",
-        "dialling < (1 if supply.live else max(1, unserved))",
-        "dialling < max(1, unserved)",
+        "allowed = 1 if supply.live else max(1, unserved)",
+        "allowed = max(1, unserved)",
     ),
     Mutant(
         5,

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from .entry import Entry
     from .supply import Supply
-    from .terms import Rules
+    from .terms import Budget, Rules
 
 __all__ = ("Desk", "Hall")
 
@@ -60,9 +60,13 @@ class Hall(Protocol):
     """Several desks that share a budget, seen from one of them."""
 
     everyone: OrderedDict[Task, Lease[Any]]
+    budget: Budget
 
-    def grow(self) -> None:
-        """Start the dials that are wanted, and possible within the budget."""
+    def joined(self, desk: Desk[Any], lease: Lease[Any], /) -> None:
+        """Take notice that somebody waits at ``desk`` from now on."""
+
+    def grow(self, desk: Desk[Any], /) -> None:
+        """Start the dials that are wanted and possible, after something changed at ``desk``."""
 
     def outbids(self, desk: Desk[Any], /) -> bool:
         """Whether what comes free at ``desk`` is to be closed for somebody who waits elsewhere."""
@@ -71,7 +75,7 @@ class Hall(Protocol):
         """Return the desk to ask instead of ``desk``, which may have been forgotten."""
 
     def left(self, desk: Desk[Any], /) -> None:
-        """Take notice that somebody has stopped waiting at ``desk``."""
+        """Take notice that somebody was cancelled while waiting at ``desk``."""
 
 
 @final
@@ -80,16 +84,20 @@ class Desk(Generic[T]):
 
     Attributes:
       idle, lent, waiting: the supply's and the queue's, nearer by one step.
+      name: which of several desks this is.
       crowd: those whose waiting concerns whoever comes: this queue's, or all of the hall.
       plain: whether a connection can be lent without looking at it first.
       acquired, timed_out: see `PoolStatistics`.
       give_ups, last_give_up: how often `failed` was called, and with what the last time.
     """
 
-    def __init__(self, supply: Supply[T], rules: Rules[T], hall: Hall | None = None) -> None:
+    def __init__(
+        self, supply: Supply[T], rules: Rules[T], hall: Hall | None = None, name: object = None
+    ) -> None:
         self.supply = supply
         self.rules = rules
         self.hall = hall
+        self.name = name
         everyone = None if hall is None else hall.everyone
         left = None if hall is None else partial(hall.left, self)
         self.queue: WaitQueue[Lease[T]] = WaitQueue(everyone=everyone, left=left)
@@ -196,10 +204,12 @@ class Desk(Generic[T]):
 
     async def _queue_up(self, lease: Lease[T], *, first: bool) -> Entry[T]:
         limit = self.rules.max_waiting
-        if limit is not None and len(self.waiting) >= limit and not first:
-            raise PoolFullError(f"{len(self.waiting)} tasks wait already; max_waiting is {limit}")
+        if limit is not None and len(self.crowd) >= limit and not first:
+            raise PoolFullError(f"{len(self.crowd)} tasks wait already; max_waiting is {limit}")
         self._warn_of_nesting()
         self.queue.join(lease, first=first)
+        if self.hall is not None:
+            self.hall.joined(self, lease)
         self.pump()
         entry: Entry[T]
         if lease.timeout is None:
@@ -343,27 +353,29 @@ class Desk(Generic[T]):
             self._start_check(entry)
         self.grow()
 
-    def wants_dial(self) -> bool:
-        """Whether one more dial should run, slots and pauses permitting.
+    def wanted_dials(self) -> int:
+        """How many more dials should run now, whatever other desks want.
 
         One at a time while connections are about: they come back sooner than a dial ends, and a
         crowd that comes and goes would leave as many behind as it was. With none about, as many
         as there are waiters, since nothing else can serve them.
         """
         supply = self.supply
+        if not supply.can_dial():
+            return 0
         unserved = self.unserved()
         dialling = len(supply.dials)
         missing = min(supply.floor, supply.limit) - (supply.size - len(supply.closing))
-        if dialling >= unserved and missing <= 0:
-            return False
-        return dialling < (1 if supply.live else max(1, unserved))
+        wanted = max(unserved - dialling, missing)
+        allowed = 1 if supply.live else max(1, unserved)
+        return max(0, min(wanted, allowed - dialling, supply.limit - supply.size))
 
     def grow(self) -> None:
         """Start the dials that are wanted and possible now."""
         if self.hall is not None:
-            self.hall.grow()
+            self.hall.grow(self)
             return
-        while self.supply.can_dial() and self.wants_dial():
+        for _ in range(self.wanted_dials()):
             self.supply.dial()
 
     def arrived(self, entry: Entry[T]) -> None:
@@ -430,6 +442,8 @@ class Desk(Generic[T]):
             f"({now.idle} idle, {now.lent} lent, {now.connecting} connecting, "
             f"{now.closing} closing), {now.waiting} waiting"
         )
+        if self.hall is not None:
+            text += f", and {self.hall.budget.taken} of {self.hall.budget.limit} for all keys"
         if self.supply.last_error is not None:
             text += f"; connecting failed last with {self.supply.last_error!r}"
         error = PoolTimeoutError(text)

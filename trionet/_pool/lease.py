@@ -107,7 +107,7 @@ class Lease(Generic[T]):
     it left half done; a normal end gives it back. Leaving the block is no checkpoint.
     """
 
-    __slots__ = ("_desk", "_entered", "_entry", "timeout", "where")
+    __slots__ = ("_desk", "_entered", "_entry", "arrived", "timeout", "where")
 
     def __init__(self, desk: Lender[T], timeout: float | None) -> None:
         self._desk = desk
@@ -115,6 +115,8 @@ class Lease(Generic[T]):
         self._entered = False
         self.timeout = timeout
         self.where: list[str] | None = None
+        # Its place among all that wait, where several queues compare theirs.
+        self.arrived = 0
 
     def __repr__(self) -> str:
         if self._entry is not None:

@@ -260,7 +260,7 @@ class Supply(Generic[T]):
         else:
             self._watch(entry)
             # Now so many are open that one which has been idle for too long may go: look at once.
-            self.alarm.set(expires_at if len(self.live) <= self.floor else -math.inf)
+            self.alarm.set(-math.inf if 0 < self.floor < len(self.live) else expires_at)
             self._owner.arrived(entry)
             self.changed()
 
@@ -332,6 +332,8 @@ class Supply(Generic[T]):
         # Shielded, so that the end of everything else does not turn a clean close into a cut.
         scope = trio.CancelScope(shield=True, deadline=trio.current_time() + EXCHANGE_LIMIT)
         self.closing[entry.key] = scope
+        if self.budget is not None:
+            self.budget.closing += 1
         self.start(self._close, entry, scope)
         self.changed()
         return scope
@@ -353,6 +355,8 @@ class Supply(Generic[T]):
                     await attempt(resource.aclose, scope=at_once, what="closing")
         finally:
             del self.closing[entry.key]
+            if self.budget is not None:
+                self.budget.closing -= 1
             self._free_slot()
         self._owner.grow()
 

@@ -55,13 +55,18 @@ async def attempt(
 
 @final
 class Budget:
-    """Slots that several supplies share."""
+    """Slots that several supplies share.
 
-    __slots__ = ("limit", "taken")
+    Attributes:
+      limit: how many there are.
+      taken: how many of them are not free; `closing` of these soon will be.
+    """
+
+    __slots__ = ("closing", "limit", "taken")
 
     def __init__(self, limit: int) -> None:
         self.limit: Final = limit
-        self.taken = 0
+        self.taken = self.closing = 0
 
 
 @final

@@ -1,0 +1,334 @@
+"""Pools of several peers that share one limit.
+
+How this works. Each key has a desk, with a supply and a queue of its own; all desks share one
+budget of slots and stand in one `_Hall`, which knows everybody who waits in order of arrival.
+Whenever something changes at one desk, the hall gives what slots are free to those who have waited
+longest among those who may use them. If no slot is free, it closes what has been idle longest at
+another desk, and the slot is given away when that is closed.
+
+A desk that has nothing and for which nobody waits is forgotten. A lease may still refer to it: it
+asks the hall for the present one when it is entered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from dataclasses import fields
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
+
+from .desk import Desk
+from .lease import Lease, PoolStatistics
+from .pool import Pool
+from .premises import Premises
+from .supply import Supply
+from .terms import (
+    DEFAULT_BACKOFF,
+    Budget,
+    Rules,
+    Terms,
+    make_terms,
+    require_count,
+    require_seconds,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Hashable, Sequence
+    from types import TracebackType
+
+    import trio
+    from trio.lowlevel import Task
+
+    from .._options import Backoff
+
+__all__ = ("KeyedPool",)
+
+K = TypeVar("K", bound="Hashable")
+T = TypeVar("T")
+
+# What goes on counting after a key is forgotten.
+COUNTS: Final = ("acquired", "cancelled", "timed_out", "connected", "connect_failures", "closed")
+
+
+@final
+class _Hall(Generic[K, T]):
+    """All desks of one `KeyedPool`, and what they share; see the note on top."""
+
+    def __init__(
+        self,
+        connect_to: Callable[[K], Awaitable[T]],
+        terms: Terms[T],
+        rules: Rules[T],
+        *,
+        max_total: int,
+        max_per_key: int,
+    ) -> None:
+        self._connect_to = connect_to
+        self._terms = terms
+        self._rules = rules
+        self._max_per_key = max_per_key
+        self._arrivals = count()
+        self._nursery: trio.Nursery | None = None
+        # Desks where somebody may be waiting; those where nobody does are dropped on sight.
+        self._hungry: dict[Desk[T], None] = {}
+        self.budget = Budget(max_total)
+        self.everyone: OrderedDict[Task, Lease[Any]] = OrderedDict()
+        self.desks: dict[K, Desk[T]] = {}
+        self.past: Counter[str] = Counter()
+        self.past_reasons: Counter[str] = Counter()
+        self.premises = Premises(self._open_desks)
+
+    def _open_desks(self) -> Sequence[Desk[T]]:
+        return list(self.desks.values())
+
+    def open(self, nursery: trio.Nursery) -> None:
+        """Run the tasks of all desks in ``nursery``."""
+        self._nursery = nursery
+
+    def make(self, key: K) -> Desk[T]:
+        """Make a desk that is not there yet, as far as others are concerned."""
+        supply = Supply(
+            partial(self._connect_to, key),
+            self._terms,
+            limit=self._max_per_key,
+            alarm=self.premises.alarm,
+            budget=self.budget,
+        )
+        return Desk(supply, self._rules, self, key)
+
+    def current(self, desk: Desk[Any], /) -> Desk[Any]:
+        """Return the desk to ask for the key of ``desk``; maybe itself, which is then there."""
+        key: Any = desk.name
+        present = self.desks.get(key)
+        if present is None and self._nursery is not None and not self.premises.closed:
+            present = self.make(key) if desk.supply.closed else desk
+            present.open(self._nursery, report_leaks=Pool.report_leaks)
+            self.desks[key] = present
+        if present is None:
+            # Says for itself that it is closed, or not open yet.
+            desk.supply.closed = self.premises.closed
+            return desk
+        return present
+
+    def joined(self, desk: Desk[Any], lease: Lease[Any], /) -> None:
+        """Remember when ``lease`` began to wait, and where."""
+        lease.arrived = next(self._arrivals)
+        self._hungry[desk] = None
+
+    def left(self, desk: Desk[Any], /) -> None:
+        """Forget the desk if nobody else waits and nothing is there."""
+        self._tidy(desk)
+
+    def grow(self, desk: Desk[Any], /) -> None:
+        """Give slots to those who have waited longest, and make room for them."""
+        self._tidy(desk)
+        budget = self.budget
+        coming = budget.closing
+        for hungry in self._by_arrival():
+            for _ in range(hungry.wanted_dials()):
+                if budget.taken < budget.limit:
+                    hungry.supply.dial()
+                elif coming > 0:
+                    coming -= 1
+                elif not self._make_room(hungry):
+                    return
+
+    def outbids(self, desk: Desk[Any], /) -> bool:
+        """Whether a slot is needed more elsewhere than what comes free at ``desk`` is here."""
+        budget = self.budget
+        if budget.taken < budget.limit or not self.everyone:
+            return False
+        coming = budget.closing
+        for hungry in self._by_arrival():
+            if hungry is desk:
+                return False
+            coming -= hungry.wanted_dials()
+            if coming < 0:
+                return True
+        return False
+
+    def _by_arrival(self) -> list[Desk[T]]:
+        """List desks where somebody waits, in the order in which those came first in line came."""
+        if not self.everyone:
+            self._hungry.clear()
+            return []
+        for desk in [desk for desk in self._hungry if not desk.waiting]:
+            del self._hungry[desk]
+        return sorted(self._hungry, key=lambda desk: desk.waiting[desk.queue.oldest].arrived)
+
+    def _make_room(self, desk: Desk[T]) -> bool:
+        """Close what has been idle longest at any other desk; false if nothing is."""
+        oldest = min(
+            (next(iter(d.idle.values())) for d in self.desks.values() if d.idle and d is not desk),
+            key=lambda entry: entry.idle_since,
+            default=None,
+        )
+        if oldest is None:
+            return False
+        for other in self.desks.values():
+            if other.idle.get(oldest.key) is oldest:
+                other.supply.retire(oldest, "evicted")
+                break
+        return True
+
+    def _tidy(self, desk: Desk[Any]) -> None:
+        key: Any = desk.name
+        supply = desk.supply
+        if supply.size or supply.resting or desk.waiting or self.desks.get(key) is not desk:
+            return
+        if self.premises.closed:
+            return
+        del self.desks[key]
+        supply.shut()
+        now = desk.statistics()
+        self.past.update({name: getattr(now, name) for name in COUNTS})
+        self.past_reasons.update(now.reasons)
+
+
+@final
+class KeyedPool(Generic[K, T]):
+    """Keeps connections to several peers within one limit, to lend them again and again.
+
+    ::
+
+        async with trionet.KeyedPool(connect_to, max_total=100, max_per_key=10) as pool:
+            async with pool.acquire("api.example:443") as stream:
+                ...
+
+    For each key it does what a `Pool` does. If ``max_total`` is reached, somebody who has no
+    connection to their peer yet gets one by closing the one that has been idle longest elsewhere;
+    and what is given back while somebody else has waited longer for room is closed to make it.
+    """
+
+    __slots__ = ("_hall",)
+
+    def __init__(
+        self,
+        connect_to: Callable[[K], Awaitable[T]],
+        *,
+        max_total: int,
+        max_per_key: int,
+        max_waiting: int | None = None,
+        connect_timeout: float | None = 10.0,
+        backoff: Backoff = DEFAULT_BACKOFF,
+        idle_timeout: float | None = 600.0,
+        lifetime: float | None = 3600.0,
+        check: Callable[[T], Awaitable[object]] | None = None,
+        check_after: float = 0.5,
+        reset: Callable[[T], Awaitable[object]] | None = None,
+        close: Callable[[T], Awaitable[object]] | None = None,
+    ) -> None:
+        """Make a pool; nothing is opened before its block is entered.
+
+        Args:
+          connect_to: makes a connection to the peer that its one argument, the key, stands for.
+          max_total: connections at most, to all peers together.
+          max_per_key: connections at most to any one of them.
+          max_waiting: tasks that may wait, for whatever key; the next one gets `PoolFullError`.
+          backoff: as for `Pool`, each key for itself. The others are as for `Pool` too.
+
+        Raises:
+          ValueError, TypeError: an argument makes no sense.
+        """
+        require_count("max_total", max_total, minimum=1)
+        require_count("max_per_key", max_per_key, minimum=1)
+        terms, rules = make_terms(
+            connect_to,
+            max_waiting=max_waiting,
+            connect_timeout=connect_timeout,
+            backoff=backoff,
+            idle_timeout=idle_timeout,
+            lifetime=lifetime,
+            check=check,
+            check_after=check_after,
+            reset=reset,
+            close=close,
+        )
+        self._hall = _Hall(connect_to, terms, rules, max_total=max_total, max_per_key=max_per_key)
+
+    def __repr__(self) -> str:
+        budget = self._hall.budget
+        state = " closed" if self._hall.premises.closed else ""
+        return (
+            f"<KeyedPool{state}: {budget.taken} of {budget.limit} "
+            f"for {len(self._hall.desks)} keys, {len(self._hall.everyone)} waiting>"
+        )
+
+    async def __aenter__(self) -> Self:
+        """Open the pool.
+
+        Raises:
+          RuntimeError: the pool was entered before.
+
+        If cancelled, nothing is open.
+        """
+        self._hall.open(await self._hall.premises.enter())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        """Drain the pool, without grace after an exception.
+
+        If cancelled, everything is closed at once, also what is lent.
+        """
+        return await self._hall.premises.leave(kind, exception, traceback)
+
+    def acquire(self, key: K, *, timeout: float | None = None) -> Lease[T]:
+        """Return a lease on a connection to the peer of ``key``, to be entered.
+
+        Args:
+          timeout: seconds that entering it may take; no limit unless given.
+
+        Raises:
+          ValueError, TypeError: ``timeout`` is not a number of seconds.
+          TypeError: ``key`` is not hashable.
+
+        Entering it raises and leaves behind what `Lease.__aenter__` says.
+        """
+        require_seconds("timeout", timeout)
+        desk = self._hall.desks.get(key)
+        return Lease(self._hall.make(key) if desk is None else desk, timeout)
+
+    @property
+    def keys(self) -> tuple[K, ...]:
+        """The keys for which there is a connection, or somebody waits, or a pause runs."""
+        return tuple(self._hall.desks)
+
+    def statistics(self, key: K | None = None) -> PoolStatistics:
+        """Return what the pool has and has done, for all keys or for one.
+
+        What it did for a key counts for that key until the key is forgotten.
+        """
+        if key is not None:
+            desk = self._hall.desks.get(key)
+            return (self._hall.make(key) if desk is None else desk).statistics()
+        total = Counter(self._hall.past)
+        reasons = Counter(self._hall.past_reasons)
+        for desk in self._hall.desks.values():
+            now = desk.statistics()
+            reasons.update(now.reasons)
+            total.update({f.name: getattr(now, f.name) for f in fields(now) if f.name != "reasons"})
+        counts = {f.name: total[f.name] for f in fields(PoolStatistics) if f.name != "reasons"}
+        counts["max_size"] = self._hall.budget.limit
+        return PoolStatistics(**counts, reasons=dict(reasons))
+
+    def expire(self, key: K | None = None) -> None:
+        """Close all connections of today, or those of one key, as `Pool.expire` does."""
+        desks = self._hall.desks
+        for desk in list(desks.values()) if key is None else filter(None, [desks.get(key)]):
+            desk.supply.expire()
+            desk.grow()
+
+    async def drain(self, grace: float | None = None) -> None:
+        """Lend nothing any more, wait for what is lent, and close everything, for good.
+
+        As `Pool.drain`; raises what that raises.
+
+        If cancelled, nothing is lent any more, and what comes back is closed.
+        """
+        await self._hall.premises.drain(grace)
