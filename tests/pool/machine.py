@@ -232,6 +232,7 @@ class PoolMachine(RuleBasedStateMachine):
         """Take notice that the pool closes ``connection``, and look for a reason."""
         if connection.closing:
             self.wrong(f"10: {connection} is closed twice")
+        spare = sum(not c.closing for c in self.made) > self.floor
         connection.closing = True
         now = trio.current_time()
         idle = self.options["idle_timeout"]
@@ -243,7 +244,7 @@ class PoolMachine(RuleBasedStateMachine):
             connection.failed,
             connection.generation != self.generation,
             lifetime is not None and now >= connection.born + 0.95 * lifetime,
-            idle is not None and now >= connection.idle_since + idle,
+            idle is not None and now >= connection.idle_since + idle and spare,
             self.was_shrunk,
         )
         if not any(reasons):
@@ -285,6 +286,8 @@ class PoolMachine(RuleBasedStateMachine):
                 await self.hold(client)
         except (BodyError, LeaseError, PoolError) as exc:
             client.error = exc
+        except Exception as exc:  # noqa: BLE001 - it would end the run, and hide what was wrong
+            self.wrong(f"12: a user of the pool got {exc!r}")
         client.state = "done"
 
     async def hold(self, client: Client) -> None:

@@ -361,14 +361,12 @@ class Desk(Generic[T]):
         as there are waiters, since nothing else can serve them.
         """
         supply = self.supply
-        if not supply.can_dial():
-            return 0
         unserved = self.unserved()
         dialling = len(supply.dials)
         missing = min(supply.floor, supply.limit) - (supply.size - len(supply.closing))
         wanted = max(unserved - dialling, missing)
         allowed = 1 if supply.live else max(1, unserved)
-        return max(0, min(wanted, allowed - dialling, supply.limit - supply.size))
+        return max(0, min(wanted, allowed - dialling, supply.room()))
 
     def grow(self) -> None:
         """Start the dials that are wanted and possible now."""

@@ -156,9 +156,12 @@ class Supply(Generic[T]):
 
     # Dialling
 
-    def can_dial(self) -> bool:
-        """Whether a slot is free and no pause runs; what of the budget is left is not looked at."""
-        return not (self.resting or self.closed) and self.size < self.limit
+    def room(self) -> int:
+        """How many dials may start now: the free slots, but none in a pause or after the end.
+
+        What is left of the budget is not looked at.
+        """
+        return 0 if self.resting or self.closed else self.limit - self.size
 
     def dial(self) -> None:
         """Take a slot and start connecting, in the context of whoever calls."""
