@@ -102,6 +102,8 @@ async def test_a_peer_s_restart_empties_the_shelf_by_itself(
             fresh = pool.get_nowait()
             assert fresh not in connections
             pool.put(fresh)
+            far.restart()
+            await pool.drain()
 
 
 @hub_only
