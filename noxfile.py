@@ -90,6 +90,13 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Break the pool in one way at a time, and see that its invariants notice."""
+    install(session, "test")
+    session.run("pytest", "tests/pool/mutants.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure trionet and its peers in turns; ``-- memory`` runs one file of ``bench/``."""
     install(session, "bench")

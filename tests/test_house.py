@@ -53,6 +53,22 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "process",
         ),
     ),
+    (
+        "_pool",
+        (
+            "waiters",
+            "watch",
+            "entry",
+            "alarm",
+            "terms",
+            "supply",
+            "lease",
+            "desk",
+            "premises",
+            "pool",
+            "keyed",
+        ),
+    ),
     ("integrations", ("httpx",)),
     ("top", ("__init__",)),
 )

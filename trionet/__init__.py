@@ -1,11 +1,21 @@
 """Streams, servers, pools and networks for trio: whatever must move bytes."""
 
 from ._address import Address as Address
+from ._errors import LeaseError as LeaseError
+from ._errors import PoolClosedError as PoolClosedError
+from ._errors import PoolConnectError as PoolConnectError
+from ._errors import PoolError as PoolError
+from ._errors import PoolFullError as PoolFullError
+from ._errors import PoolTimeoutError as PoolTimeoutError
 from ._errors import TooLongError as TooLongError
 from ._options import Backoff as Backoff
 from ._options import MemoryOptions as MemoryOptions
 from ._options import ProxyProtocol as ProxyProtocol
 from ._options import SocketOptions as SocketOptions
+from ._pool.keyed import KeyedPool as KeyedPool
+from ._pool.lease import Lease as Lease
+from ._pool.lease import PoolStatistics as PoolStatistics
+from ._pool.pool import Pool as Pool
 from ._server.connection import Connection as Connection
 from ._server.connection import HalfCloseableConnection as HalfCloseableConnection
 from ._server.connection import IdleScope as IdleScope
@@ -53,11 +63,21 @@ __all__ = (
     "HalfCloseableConnection",
     "HalfCloseableProxyStream",
     "IdleScope",
+    "KeyedPool",
+    "Lease",
+    "LeaseError",
     "Limits",
     "MemoryListener",
     "MemoryOptions",
     "MemoryStream",
     "Network",
+    "Pool",
+    "PoolClosedError",
+    "PoolConnectError",
+    "PoolError",
+    "PoolFullError",
+    "PoolStatistics",
+    "PoolTimeoutError",
     "ProxyHeader",
     "ProxyListener",
     "ProxyProtocol",

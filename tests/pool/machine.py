@@ -33,9 +33,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trionet._errors import LeaseError, PoolClosedError, PoolError, PoolTimeoutError
-from trionet._options import Backoff
-from trionet._pool.pool import Pool
+from trionet import Backoff, LeaseError, Pool, PoolClosedError, PoolError, PoolTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

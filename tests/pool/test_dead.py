@@ -11,10 +11,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.pool.peer import FakeConnection, FakePeer
-from trionet._pool.pool import Pool
+from trionet import MemoryStream, Pool, SocketStream, memory_stream_pair
 from trionet._pool.watch import find_socket
-from trionet._streams.memory import MemoryStream, memory_stream_pair
-from trionet._streams.sockets import SocketStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable

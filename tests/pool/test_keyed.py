@@ -12,15 +12,15 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.pool.peer import FakeConnection, FakePeer
-from trionet._errors import (
+from trionet import (
+    Backoff,
+    KeyedPool,
     LeaseError,
     PoolClosedError,
     PoolConnectError,
     PoolFullError,
     PoolTimeoutError,
 )
-from trionet._options import Backoff
-from trionet._pool.keyed import KeyedPool
 
 
 class Peers:

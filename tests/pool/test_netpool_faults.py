@@ -10,9 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.pool.peer import FakeConnection, FakePeer
-from trionet._errors import LeaseError, PoolClosedError, PoolConnectError
-from trionet._options import Backoff
-from trionet._pool.pool import Pool
+from trionet import Backoff, LeaseError, Pool, PoolClosedError, PoolConnectError
 
 
 async def test_putting_twice_does_not_give_one_connection_to_two_users() -> None:

@@ -14,16 +14,16 @@ import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from tests.pool.peer import FakeConnection, FakePeer
-from trionet._errors import (
+from trionet import (
+    Backoff,
     LeaseError,
+    Pool,
     PoolClosedError,
     PoolConnectError,
     PoolError,
     PoolFullError,
     PoolTimeoutError,
 )
-from trionet._options import Backoff
-from trionet._pool.pool import Pool
 
 STEADY = Backoff(first=0.5, maximum=2.0, jitter=0)
 
@@ -96,7 +96,7 @@ async def test_acquiring_is_a_checkpoint_whether_it_waits_or_not() -> None:
 
 async def test_an_exception_in_the_pool_s_block_leaves_as_itself() -> None:
     peer = FakePeer()
-    with pytest.raises(KeyError, match="mine"):  # noqa: PT012 - the block itself is the subject
+    with pytest.raises(KeyError, match="mine"):
         async with Pool(peer.connect, max_size=1, min_size=1) as pool:
             await pool.ready()
             raise KeyError("mine")
@@ -196,7 +196,7 @@ async def test_putting_inside_the_block_is_giving_back_twice() -> None:
 
 async def test_the_end_of_a_block_does_not_take_from_who_has_it_now() -> None:
     async with Pool(FakePeer().connect, max_size=1) as pool:
-        with pytest.raises(LeaseError):  # noqa: PT012 - the block itself is the subject
+        with pytest.raises(LeaseError):
             async with pool.acquire() as connection:
                 pool.put(connection)
                 again = await pool.get()
@@ -913,7 +913,7 @@ async def test_an_exception_closes_what_is_lent_at_once_and_what_is_idle_properl
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     peer = FakePeer(close_time=4)
-    with pytest.raises(KeyError):  # noqa: PT012 - the block itself is the subject
+    with pytest.raises(KeyError):
         async with Pool(peer.connect, max_size=3) as pool:
             lent, idle = await pool.get(), await pool.get()
             pool.put(idle)

@@ -8,8 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.pool.peer import FakeConnection, FakePeer
-from trionet._options import Backoff
-from trionet._pool.pool import Pool
+from trionet import Backoff, Pool
 
 CANCELLATIONS = 20_000
 CREW = 20

@@ -10,8 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.pool.peer import FakeConnection, FakePeer
-from trionet._options import Backoff
-from trionet._pool.pool import Pool
+from trionet import Backoff, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

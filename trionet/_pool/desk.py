@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .supply import Supply
     from .terms import Budget, Rules
 
-__all__ = ("Desk", "Hall")
+__all__ = ("Desk", "Hall", "connect_error")
 
 T = TypeVar("T")
 
