@@ -20,6 +20,7 @@ import trionet
 
 if TYPE_CHECKING:
     import socket
+    from types import TracebackType
 
 Reply: TypeAlias = "bytes | int | RedisError | list[Reply] | None"
 
@@ -151,8 +152,13 @@ class Redis:
         await self.pool.__aenter__()
         return self
 
-    async def __aexit__(self, *details: object) -> bool | None:
-        return await self.pool.__aexit__(*details)  # type: ignore[arg-type]
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.pool.__aexit__(kind, exception, traceback)
 
     async def run(self, *commands: tuple[str | bytes | int, ...]) -> list[Reply]:
         """Run commands in one pipeline, again if the server went away meanwhile.

@@ -909,6 +909,35 @@ async def test_cancelling_the_block_closes_everything_at_once(
     pool.put(lent)
 
 
+async def test_cancelling_a_normal_end_that_waits_is_not_swallowed(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    peer = FakePeer()
+    went_on = False
+    with trio.move_on_after(2) as scope:
+        async with Pool(peer.connect, max_size=3) as pool:
+            lent = await pool.get()
+        went_on = True
+
+    assert scope.cancelled_caught
+    assert not went_on
+    assert lent.forced
+    assert not peer.open
+
+
+async def test_what_the_body_raised_outranks_a_cancel_of_the_work_after_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    peer = FakePeer(close_time=4)
+    with trio.move_on_after(2), pytest.raises(KeyError):
+        async with Pool(peer.connect, max_size=3) as pool:
+            pool.put(await pool.get())
+            raise KeyError
+
+    assert trio.current_time() == 2
+    assert peer.made[0].forced
+
+
 async def test_an_exception_closes_what_is_lent_at_once_and_what_is_idle_properly(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -206,17 +206,19 @@ class Desk(Generic[T]):
         limit = self.rules.max_waiting
         if limit is not None and len(self.crowd) >= limit and not first:
             raise PoolFullError(f"{len(self.crowd)} tasks wait already; max_waiting is {limit}")
-        self._warn_of_nesting()
-        self.queue.join(lease, first=first)
+        task = current_task()
+        if len(self.lent) >= self.supply.limit and not self._warned:
+            self._warn_of_nesting(task)
+        self.queue.join(task, lease, first=first)
         if self.hall is not None:
             self.hall.joined(self, lease)
         self.pump()
         entry: Entry[T]
         if lease.timeout is None:
-            entry = await self.queue.wait()
+            entry = await self.queue.wait(task)
             return entry
         with trio.move_on_after(lease.timeout):
-            entry = await self.queue.wait()
+            entry = await self.queue.wait(task)
             return entry
         self.timed_out += 1
         raise self._timeout_error(lease.timeout) from self.supply.last_error
@@ -227,7 +229,7 @@ class Desk(Generic[T]):
     def give_back(self, entry: Entry[T]) -> None:
         """Take back ``entry``, which is lent, and lend it again or keep it."""
         teller = entry.teller
-        detour = entry.detour or self.crowd or (teller is not None and teller.closed)
+        detour = entry.detour or (teller is not None and teller.closed)
         if self.lent.pop(entry.key, None) is None:
             # Closed while it was lent, and its holder has done nothing wrong.
             del self.supply.seized[entry.key]
@@ -235,6 +237,10 @@ class Desk(Generic[T]):
         entry.holder = None
         if detour:
             self._sort(entry)
+            return
+        if self.crowd:
+            self._place(entry)
+            self.grow()
             return
         if self._timed:
             entry.idle_since = now = trio.current_time()
@@ -373,8 +379,10 @@ class Desk(Generic[T]):
         if self.hall is not None:
             self.hall.grow(self)
             return
-        for _ in range(self.wanted_dials()):
-            self.supply.dial()
+        # Where nothing is free, which is when there is most to do, it ends here.
+        if self.supply.size < self.supply.limit:
+            for _ in range(self.wanted_dials()):
+                self.supply.dial()
 
     def arrived(self, entry: Entry[T]) -> None:
         """Lend or shelve a new connection."""
@@ -450,19 +458,17 @@ class Desk(Generic[T]):
                 error.add_note(f"{entry.resource!r} is lent, since\n{''.join(entry.where)}")
         return error
 
-    def _warn_of_nesting(self) -> None:
-        """Log, once, that everything is lent to tasks that wait here for more."""
-        if self._warned or len(self.lent) < self.supply.limit:
-            return
-        here = current_task()
-        tasks = (entry.task for entry in self.lent.values())
-        if all(task is here or task in self.waiting for task in tasks):
-            self._warned = True
-            _logger.warning(
-                "all %d connections are lent to tasks that wait for another one here: "
-                "unless one of them is cancelled, none will ever be given back",
-                self.supply.limit,
-            )
+    def _warn_of_nesting(self, here: Task) -> None:
+        """Log, once, that everything is lent to tasks that wait here for more, as ``here`` does."""
+        for entry in self.lent.values():
+            if entry.task is not here and entry.task not in self.waiting:
+                return
+        self._warned = True
+        _logger.warning(
+            "all %d connections are lent to tasks that wait for another one here: "
+            "unless one of them is cancelled, none will ever be given back",
+            self.supply.limit,
+        )
 
 
 def connect_error(error: Exception, attempts: int) -> PoolConnectError:

@@ -271,12 +271,12 @@ class KeyedPool(Generic[K, T]):
         kind: type[BaseException] | None,
         exception: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool:
+    ) -> None:
         """Drain the pool, without grace after an exception.
 
         If cancelled, everything is closed at once, also what is lent.
         """
-        return await self._hall.premises.leave(kind, exception, traceback)
+        await self._hall.premises.leave(kind, exception, traceback)
 
     def acquire(self, key: K, *, timeout: float | None = None) -> Lease[T]:
         """Return a lease on a connection to the peer of ``key``, to be entered.

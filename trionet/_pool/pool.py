@@ -141,12 +141,12 @@ class Pool(Generic[T]):
         kind: type[BaseException] | None,
         exception: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool:
+    ) -> None:
         """Drain the pool, without grace after an exception.
 
         If cancelled, everything is closed at once, also what is lent.
         """
-        return await self._premises.leave(kind, exception, traceback)
+        await self._premises.leave(kind, exception, traceback)
 
     def acquire(self, *, timeout: float | None = None) -> Lease[T]:
         """Return a lease, to be entered: ``async with pool.acquire() as connection``.

@@ -62,7 +62,7 @@ class Premises:
         kind: type[BaseException] | None,
         exception: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool:
+    ) -> None:
         """Drain, without grace after an exception, and close the nursery.
 
         Raises:
@@ -71,6 +71,7 @@ class Premises:
         If cancelled, everything is closed forcefully.
         """
         assert self._nursery is not None
+        interrupted: BaseException | None = None
         try:
             await self.drain(None if exception is None else 0)
         except BaseException as interruption:  # noqa: BLE001 - passed on to the nursery, below
@@ -82,11 +83,23 @@ class Premises:
             if exception is None or not isinstance(interruption, trio.Cancelled):
                 kind, exception = type(interruption), interruption
                 traceback = interruption.__traceback__
+                interrupted = interruption
         # What still closes is shielded from this; only the alarm is not.
         self._nursery.cancel_scope.cancel()
         try:
             with Ungrouped():
-                return bool(await self._manager.__aexit__(kind, exception, traceback))
+                await self._manager.__aexit__(kind, exception, traceback)
+                if interrupted is not None:
+                    # The nursery leaves it to the block to raise it, which knows of none.
+                    raise interrupted
+        except BaseExceptionGroup as group:
+            # A cancel that struck while the nursery closed is in force outside as well, and no
+            # reason to wrap what the body raised.
+            _, others = group.split(trio.Cancelled)
+            if others is None or exception is None or others.exceptions != (exception,):
+                raise
+            if interrupted is not None:
+                raise exception from None
         finally:
             self._nursery = None
             for desk in self._desks():

@@ -1,0 +1,514 @@
+"""The pool: what a lease costs, how fair a crowd is served, and what cancellation leaves.
+
+Measured beside it, in the same run: a bare ``checkpoint()``, which is what any operation of trio
+costs at least; a memory channel used as a pool, the simplest thing that could work; httpcore's
+pool in the storm; and a Go channel, which is what netpool's figures measure.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import platform
+import random
+import shutil
+import socket
+import statistics
+import subprocess
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import httpcore
+import pytest
+import trio
+from trio.testing import MockClock
+
+import trionet
+from bench.pairs import in_turns, versions
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+LEASES = 20_000
+WORKERS, CONNECTIONS = 64, 8
+WAITERS = 10_000
+CANCELLATIONS = 1_000_000
+
+# netpool's own table, nanoseconds for one Get and Put: "Basic" and "Standard".
+NETPOOL = {"Basic": 42, "Standard": 118}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def announce() -> None:
+    """Say what was measured."""
+    print(f"\n{platform.python_implementation()} {platform.python_version()},", end=" ")
+    print(", ".join(versions("trio", "httpcore")))
+
+
+class Nothing:
+    """A connection that costs nothing to make, to use or to close."""
+
+    async def aclose(self) -> None:
+        """Close it."""
+
+
+async def connect() -> Nothing:
+    return Nothing()
+
+
+def plain(size: int = 1) -> trionet.Pool[Nothing]:
+    """Return a pool without anything that could be left out."""
+    return trionet.Pool(connect, max_size=size, idle_timeout=None, lifetime=None)
+
+
+class Sockets:
+    """Makes real connections, for a pool that watches them and lets them expire."""
+
+    def __init__(self) -> None:
+        self.far: list[socket.socket] = []
+
+    async def connect(self) -> trionet.SocketStream:
+        """Make a pair and return the near end."""
+        near, far = socket.socketpair()
+        self.far.append(far)
+        return trionet.SocketStream(near)
+
+
+async def checkpoints() -> float:
+    start = time.perf_counter()
+    for _ in range(LEASES):
+        await trio.lowlevel.checkpoint()
+    return (time.perf_counter() - start) / LEASES
+
+
+async def acquire_and_leave(pool: trionet.Pool[Any]) -> float:
+    async with pool:
+        pool.put(await pool.get())
+        start = time.perf_counter()
+        for _ in range(LEASES):
+            async with pool.acquire():
+                pass
+        seconds = time.perf_counter() - start
+    return seconds / LEASES
+
+
+async def acquire_watched() -> float:
+    sockets = Sockets()
+    seconds = await acquire_and_leave(trionet.Pool(sockets.connect, max_size=1))
+    for far in sockets.far:
+        far.close()
+    return seconds
+
+
+async def channel_as_pool() -> float:
+    give, take = trio.open_memory_channel[Nothing](1)
+    await give.send(Nothing())
+    start = time.perf_counter()
+    for _ in range(LEASES):
+        give.send_nowait(await take.receive())
+    return (time.perf_counter() - start) / LEASES
+
+
+def bench_acquire_and_leave(benchmark: BenchmarkFixture) -> None:
+    """One task, one idle connection."""
+    in_turns(
+        benchmark,
+        lambda: trio.run(acquire_and_leave, plain()),
+        {
+            "checkpoint()": partial(trio.run, checkpoints),
+            "a memory channel as a pool": partial(trio.run, channel_as_pool),
+        },
+        unit="acquire and leave, uncontended, nothing switched on",
+        wanted=("checkpoint()", "<=", 1.5),
+    )
+
+
+def bench_acquire_and_leave_watched(benchmark: BenchmarkFixture) -> None:
+    """The same with idle timeout, lifetime, and a real socket that is watched."""
+    in_turns(
+        benchmark,
+        partial(trio.run, acquire_watched),
+        {"checkpoint()": partial(trio.run, checkpoints)},
+        unit="acquire and leave, uncontended, timeouts and watching on",
+        wanted=("checkpoint()", "<=", 2.0),
+    )
+
+
+async def get_and_put(pool: trionet.Pool[Any], connections: int) -> float:
+    async with pool:
+        for connection in [await pool.get() for _ in range(connections)]:
+            pool.put(connection)
+        start = time.perf_counter()
+        for _ in range(LEASES):
+            pool.put(pool.get_nowait())
+        seconds = time.perf_counter() - start
+    return seconds / LEASES
+
+
+def bench_get_nowait_and_put(benchmark: BenchmarkFixture) -> None:
+    """No checkpoint at all."""
+    in_turns(
+        benchmark,
+        lambda: trio.run(get_and_put, plain(), 1),
+        {"checkpoint()": partial(trio.run, checkpoints)},
+        unit="get_nowait and put",
+        wanted=("checkpoint()", "<=", 0.25),
+    )
+
+
+GO = """
+package main
+
+import ("fmt"; "net"; "time")
+
+func main() {
+    pool := make(chan net.Conn, 100)
+    for i := 0; i < 50; i++ { a, _ := net.Pipe(); pool <- a }
+    closed := make(chan struct{})
+    const n = 5000000
+    start := time.Now()
+    for i := 0; i < n; i++ {
+        var c net.Conn
+        select { case c = <-pool: case <-closed: }
+        select { case pool <- c: default: }
+    }
+    fmt.Println(float64(time.Since(start).Nanoseconds()) / n)
+}
+"""
+
+
+def go_channel(folder: Path) -> float | None:
+    """Measure a Go channel as a pool, in seconds; None where there is no Go."""
+    go = shutil.which("go")
+    if go is None:
+        return None
+    source = folder / "channel.go"
+    source.write_text(GO)
+    run = subprocess.run([go, "run", str(source)], capture_output=True, text=True, check=False)
+    return float(run.stdout) * 1e-9 if run.returncode == 0 else None
+
+
+def bench_netpool(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """Its operation: get and put on a pool of 100, 50 of them open, no I/O."""
+
+    def standard() -> float:
+        pool = trionet.Pool(connect, max_size=100, min_size=50, idle_timeout=60)
+        return trio.run(get_and_put, pool, 50)
+
+    in_turns(
+        benchmark,
+        lambda: trio.run(get_and_put, plain(100), 50),
+        {"trionet, with an idle timeout": standard},
+        unit="get_nowait and put, 50 of 100 open, as netpool's own benchmark",
+    )
+    measured = go_channel(tmp_path)
+    print(f"  netpool's published figures, ns: {NETPOOL}, on eight cores and compiled")
+    if measured is None:
+        print("  there is no Go here to measure")
+    else:
+        print(f"  a Go channel as a pool, here and now: {measured * 1e9:.0f} ns")
+
+
+@dataclass
+class Crowd:
+    """What came of a crowd: seconds per lease, and the waits, in seconds and in leases."""
+
+    lease: float
+    waits: list[float]
+    leases_between: list[int]
+
+
+async def crowd(workers: int, connections: int) -> Crowd:
+    """Share connections among workers, each holding one for one checkpoint."""
+    waits: list[float] = []
+    between: list[int] = []
+    lent = 0
+    each = LEASES // workers
+    async with plain(connections) as pool:
+
+        async def work() -> None:
+            nonlocal lent
+            for turn in range(each):
+                asked, before = time.perf_counter(), lent
+                async with pool.acquire():
+                    # The first turns are those in which the line forms.
+                    if turn > 2:
+                        waits.append(time.perf_counter() - asked)
+                        between.append(lent - before)
+                    lent += 1
+                    await trio.lowlevel.checkpoint()
+
+        pool.put(await pool.get())
+        # A collection takes as long as many waits, and strikes whoever happens to wait.
+        gc.collect()
+        gc.disable()
+        start = time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            for _ in range(workers):
+                nursery.start_soon(work)
+        seconds = (time.perf_counter() - start) / (each * workers)
+        gc.enable()
+    return Crowd(seconds, waits, between)
+
+
+def bench_contended(benchmark: BenchmarkFixture) -> None:
+    """64 tasks share 8 connections; each holds one for one checkpoint."""
+    crowds: list[Crowd] = []
+
+    def contended() -> float:
+        crowds.append(trio.run(crowd, WORKERS, CONNECTIONS))
+        return crowds[-1].lease
+
+    in_turns(
+        benchmark,
+        contended,
+        {"uncontended, one task": lambda: trio.run(crowd, 1, 1).lease},
+        unit=f"a lease with {WORKERS} tasks on {CONNECTIONS} connections",
+        wanted=("uncontended, one task", ">=", 0.8),
+    )
+    ratio = statistics.median(max(c.waits) / statistics.mean(c.waits) for c in crowds)
+    word = "met" if ratio <= 1.5 else "MISSED"
+    print(f"  asked for: longest wait at most 1.5 times the mean: {ratio:.2f}, {word}")
+    between = [leases for c in crowds for leases in c.leases_between]
+    print(
+        f"  in leases granted to others meanwhile: {max(between)} at most, "
+        f"{statistics.mean(between):.1f} in the mean"
+    )
+
+
+async def cancel_waiters(waiters: int) -> float:
+    async with plain(1) as pool:
+        connection = await pool.get()
+
+        async def wait() -> None:
+            await pool.get()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(waiters):
+                nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            assert pool.statistics().waiting == waiters
+            start = time.perf_counter()
+            nursery.cancel_scope.cancel()
+        seconds = (time.perf_counter() - start) / waiters
+        assert pool.statistics().cancelled == waiters
+        pool.put(connection)
+    return seconds
+
+
+async def cancel_sleepers(waiters: int) -> float:
+    async with trio.open_nursery() as nursery:
+        for _ in range(waiters):
+            nursery.start_soon(trio.sleep_forever)
+        await trio.testing.wait_all_tasks_blocked()
+        start = time.perf_counter()
+        nursery.cancel_scope.cancel()
+    return (time.perf_counter() - start) / waiters
+
+
+def bench_cancel_waiters(benchmark: BenchmarkFixture) -> None:
+    """All who wait give up at once; what trio itself needs for that is the peer."""
+    fewer = WAITERS // 10
+    in_turns(
+        benchmark,
+        partial(trio.run, cancel_waiters, WAITERS),
+        {
+            f"{fewer} waiters": partial(trio.run, cancel_waiters, fewer),
+            "sleep_forever()": partial(trio.run, cancel_sleepers, WAITERS),
+        },
+        unit=f"cancelling one of {WAITERS} waiters; asked for: under 20 µs",
+        # Linear: ten times as many cost about ten times as much.
+        wanted=(f"{fewer} waiters", "<=", 2.0),
+    )
+
+
+async def spike(min_size: int) -> tuple[float, int]:
+    """Return when the last of fifty requests was served, and how many connections are left."""
+
+    async def slow() -> Nothing:
+        await trio.sleep(0.150)
+        return Nothing()
+
+    async with trionet.Pool(slow, max_size=50, min_size=min_size) as pool:
+        await pool.ready()
+        start = trio.current_time()
+
+        async def request() -> None:
+            async with pool.acquire():
+                await trio.sleep(0.002)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(request)
+        served = trio.current_time() - start
+        await trio.sleep(1)
+        left = pool.statistics().size
+    return served, left
+
+
+def bench_spike(benchmark: BenchmarkFixture) -> None:
+    """Fifty requests at once, 150 ms to connect, 2 ms to use; times are virtual and exact."""
+
+    def run(min_size: int) -> tuple[float, int]:
+        return trio.run(spike, min_size, clock=MockClock(autojump_threshold=0))
+
+    benchmark.pedantic(run, args=(5,), rounds=1)  # type: ignore[no-untyped-call]
+    print("\nfifty requests at once, 150 ms to connect, 2 ms to use")
+    for min_size in (5, 1, 0):
+        served, left = run(min_size)
+        word = (
+            "" if min_size != 5 else f", asked for: at most 6, {'met' if left <= 6 else 'MISSED'}"
+        )
+        print(f"  {min_size} open before: served in {served * 1e3:.0f} ms, {left} left{word}")
+
+
+async def storm(
+    chance: random.Random,
+    use: Callable[[], Awaitable[None]],
+    cancellations: int,
+    *,
+    crew: int = 20,
+) -> int:
+    """Use, and cancel at random moments, until so many cancellations have struck."""
+    struck = 0
+
+    async def suffer() -> None:
+        nonlocal struck
+        while struck < cancellations:
+            with trio.move_on_after(chance.choice([0, 0.001, 0.005, 0.02])) as scope:
+                await use()
+            struck += scope.cancelled_caught
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(crew):
+            nursery.start_soon(suffer)
+    return struck
+
+
+class Counted:
+    """A connection that is counted while it is open."""
+
+    open = 0
+
+    def __init__(self) -> None:
+        Counted.open += 1
+
+    async def aclose(self) -> None:
+        """Close it."""
+        Counted.open -= 1
+
+
+async def our_storm(cancellations: int) -> str:
+    chance = random.Random(1)
+
+    async def slow() -> Counted:
+        await trio.sleep(0.01)
+        return Counted()
+
+    async def use() -> None:
+        async with pool.acquire():
+            await trio.sleep(chance.choice([0, 0.001, 0.01]))
+
+    async with trionet.Pool(slow, max_size=4, backoff=trionet.Backoff(attempts=None)) as pool:
+        struck = await storm(chance, use, cancellations)
+        await trio.sleep(1)
+        now = pool.statistics()
+        assert now.lent == now.waiting == now.connecting == now.closing == 0
+        assert now.idle == now.size == Counted.open
+        served = 0
+        with trio.fail_after(10):
+            for _ in range(100):
+                await use()
+                served += 1
+    assert Counted.open == 0
+    return f"{struck} cancellations, 0 slots lost, {served} of 100 later requests served"
+
+
+class SlowBackend(httpcore.AsyncNetworkBackend):
+    """A network on which connecting takes 10 ms, and an answer comes at once."""
+
+    async def connect_tcp(self, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
+        """Connect, slowly."""
+        await trio.sleep(0.01)
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+        return httpcore.AsyncMockStream([answer] * 1000)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep."""
+        await trio.sleep(seconds)
+
+
+async def httpcore_storm() -> str:
+    """Cancel requests one by one until its pool serves nobody any more, or a thousand times."""
+    chance = random.Random(1)
+    pool = httpcore.AsyncConnectionPool(network_backend=SlowBackend(), max_connections=4)
+
+    async def use() -> None:
+        response = await pool.request("GET", "http://site/", extensions={"timeout": {"pool": 1}})
+        assert response.status == 200
+
+    struck = 0
+    for _ in range(1000):
+        with trio.move_on_after(chance.choice([0, 0.001, 0.005, 0.02])) as scope:
+            try:
+                await use()
+            except httpcore.PoolTimeout:
+                break
+        struck += scope.cancelled_caught
+        with trio.move_on_after(5) as later:
+            try:
+                await use()
+            except httpcore.PoolTimeout:
+                break
+        if later.cancelled_caught:
+            break
+    else:
+        return f"{struck} cancellations survived"
+    slots = ", ".join(connection.info() for connection in pool.connections)
+    return f"dead after {struck} cancellations; its four slots say: {slots}"
+
+
+def bench_cancel_storm(benchmark: BenchmarkFixture) -> None:
+    """A million cancellations at random moments, in virtual time."""
+
+    def run() -> str:
+        return trio.run(our_storm, CANCELLATIONS, clock=MockClock(autojump_threshold=0))
+
+    start = time.perf_counter()
+    ours = benchmark.pedantic(run, rounds=1)  # type: ignore[no-untyped-call]
+    seconds = time.perf_counter() - start
+    theirs = trio.run(httpcore_storm, clock=MockClock(autojump_threshold=0))
+    print(f"\na storm of cancellations on four slots\n  trionet   {ours}, in {seconds:.0f} s")
+    print(f"  httpcore  {theirs}")
+
+
+async def recovery() -> tuple[float, int]:
+    """Return seconds from a peer's restart until the pool has noticed, and how many it dropped."""
+    sockets = Sockets()
+    async with trionet.Pool(sockets.connect, max_size=100) as pool:
+        for connection in [await pool.get() for _ in range(100)]:
+            pool.put(connection)
+        await trio.sleep(0.01)
+        for far in sockets.far:
+            far.close()
+        start = time.perf_counter()
+        while pool.statistics().idle:
+            await trio.lowlevel.checkpoint()
+        seconds = time.perf_counter() - start
+        dropped = pool.statistics().reasons["dead"]
+    return seconds, dropped
+
+
+def bench_peer_restart(benchmark: BenchmarkFixture) -> None:
+    """A hundred idle connections die at once."""
+    seconds, dropped = math.inf, 0
+    for _ in range(5):
+        once, dropped = trio.run(recovery)
+        seconds = min(seconds, once)
+    benchmark.pedantic(trio.run, args=(recovery,), rounds=1)  # type: ignore[no-untyped-call]
+    print(f"\na peer restarts: {dropped} idle connections gone within {seconds * 1e3:.2f} ms")
