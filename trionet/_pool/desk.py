@@ -128,8 +128,11 @@ class Desk(Generic[T]):
     # Lending
 
     @enable_ki_protection
-    async def obtain(self, lease: Lease[T], *, first: bool = False) -> Entry[T]:
+    def obtain(self, lease: Lease[T], *, first: bool = False) -> Awaitable[Entry[T]]:
         """Lend ``lease`` a connection, after `trio.lowlevel.checkpoint_if_cancelled`.
+
+        All that changes is done when this returns, and what it returns is only waiting: to be
+        awaited at once. With one coroutine less for each step, a crowd is served that much faster.
 
         Args:
           first: it was this task's turn already, so that nobody who waits comes before it.
@@ -140,7 +143,7 @@ class Desk(Generic[T]):
             desk = self.hall.current(self)
             if desk is not self:
                 lease.moved(desk)
-                return await desk.obtain(lease, first=first)
+                return desk.obtain(lease, first=first)
         if self.report_leaks:
             lease.where = traceback.format_stack(limit=STACK_LIMIT)[:-1]
         self.supply.require_open()
@@ -148,20 +151,21 @@ class Desk(Generic[T]):
             entry = self._take()
             if entry is not None:
                 self._lend(entry, lease, current_task())
-                await cancel_shielded_checkpoint()
-                if entry.doomed:
-                    return await self.obtain_another(entry, lease)
-                return entry
-        return await self._queue_up(lease, first=first)
+                return self._confirm(entry, lease)
+        return self._queue_up(lease, first=first)
 
-    async def obtain_another(self, entry: Entry[T], lease: Lease[T]) -> Entry[T]:
+    async def _confirm(self, entry: Entry[T], lease: Lease[T]) -> Entry[T]:
+        await cancel_shielded_checkpoint()
+        return await self.obtain_another(entry, lease) if entry.doomed else entry
+
+    def obtain_another(self, entry: Entry[T], lease: Lease[T]) -> Awaitable[Entry[T]]:
         """As `obtain`, after ``entry`` has died on its way to ``lease``.
 
         If cancelled, nothing was lent.
         """
         self.acquired -= 1
         self.throw_away(entry)
-        return await self.obtain(lease, first=True)
+        return self.obtain(lease, first=True)
 
     def take_nowait(self) -> Entry[T]:
         """Lend a connection to nobody in particular.
@@ -202,7 +206,7 @@ class Desk(Generic[T]):
         entry.task = task
         entry.where = None if lease is None else lease.where
 
-    async def _queue_up(self, lease: Lease[T], *, first: bool) -> Entry[T]:
+    def _queue_up(self, lease: Lease[T], *, first: bool) -> Awaitable[Entry[T]]:
         limit = self.rules.max_waiting
         if limit is not None and len(self.crowd) >= limit and not first:
             raise PoolFullError(f"{len(self.crowd)} tasks wait already; max_waiting is {limit}")
@@ -213,15 +217,16 @@ class Desk(Generic[T]):
         if self.hall is not None:
             self.hall.joined(self, lease)
         self.pump()
-        entry: Entry[T]
         if lease.timeout is None:
-            entry = await self.queue.wait(task)
-            return entry
-        with trio.move_on_after(lease.timeout):
-            entry = await self.queue.wait(task)
+            return self.queue.wait(task)
+        return self._wait_no_longer_than(lease.timeout, task)
+
+    async def _wait_no_longer_than(self, timeout: float, task: Task) -> Entry[T]:
+        with trio.move_on_after(timeout):
+            entry: Entry[T] = await self.queue.wait(task)
             return entry
         self.timed_out += 1
-        raise self._timeout_error(lease.timeout) from self.supply.last_error
+        raise self._timeout_error(timeout) from self.supply.last_error
 
     # Taking back
 

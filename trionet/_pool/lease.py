@@ -15,7 +15,7 @@ from trio.lowlevel import (
 from .._errors import LeaseError
 
 if TYPE_CHECKING:
-    from collections.abc import Sized
+    from collections.abc import Awaitable, Sized
     from types import TracebackType
 
     from .entry import Entry
@@ -76,10 +76,10 @@ class Lender(Protocol[T]):
     crowd: Sized
     acquired: int
 
-    async def obtain(self, lease: Lease[T], /) -> Entry[T]:
+    def obtain(self, lease: Lease[T], /) -> Awaitable[Entry[T]]:
         """Lend a connection, after a wait if need be."""
 
-    async def obtain_another(self, entry: Entry[T], lease: Lease[T], /) -> Entry[T]:
+    def obtain_another(self, entry: Entry[T], lease: Lease[T], /) -> Awaitable[Entry[T]]:
         """Lend a connection instead of ``entry``, which has died on its way."""
 
     def give_back(self, entry: Entry[T], /) -> None:
@@ -198,17 +198,11 @@ class Lease(Generic[T]):
         else:
             self._desk.throw_away(entry)
 
-    @enable_ki_protection
-    async def detached(self) -> T:
-        """Wait for a connection as the block does, and leave it to the caller to give it back.
-
-        If cancelled, this task has no connection.
-        """
-        resource = await self.__aenter__()
+    def detach(self) -> None:
+        """Leave the connection to the caller, who gives it back by its identity."""
         entry, self._entry = self._entry, None
         assert entry is not None
         entry.holder = None
-        return resource
 
     def moved(self, desk: Lender[T]) -> None:
         """Wait at another desk, the one that took the first one's place."""

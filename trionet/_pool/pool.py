@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar, final
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from .._errors import PoolClosedError
 from .desk import Desk, connect_error
@@ -163,6 +164,7 @@ class Pool(Generic[T]):
             require_seconds("timeout", timeout)
         return Lease(self._desk, timeout)
 
+    @enable_ki_protection
     async def get(self, *, timeout: float | None = None) -> T:
         """Return a connection, which has to be `put` back or `discard`-ed.
 
@@ -171,7 +173,9 @@ class Pool(Generic[T]):
         If cancelled, this task has no connection; a dial on its behalf goes on, for the next one.
         """
         lease = self.acquire(timeout=timeout)
-        return await lease.detached()
+        connection = await lease.__aenter__()
+        lease.detach()
+        return connection
 
     def get_nowait(self) -> T:
         """Return an idle connection, which has to be `put` back or `discard`-ed.
