@@ -19,6 +19,8 @@ The invariants are numbered; `tests/pool/mutants.py` breaks them one by one.
 13. The statistics say what the model says.
 14. Nothing idle stays longer than it may, and nothing is closed before its time.
 15. If the peer answers and holders give back, every waiter gets a connection.
+
+Longer than most files here: one machine and the one model it is compared with.
 """
 
 from __future__ import annotations

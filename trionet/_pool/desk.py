@@ -11,6 +11,8 @@ in one synchronous step that leaves the rules intact:
 
 `check` and `reset` run in tasks beside the dials, never in the task of a caller: a caller that is
 cancelled just leaves the queue, and the connection goes to the next one.
+
+Longer than most files here: these rules hold together only if they can be read together.
 """
 
 from __future__ import annotations

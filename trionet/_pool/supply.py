@@ -12,6 +12,8 @@ then is not decided here but by the owner, a queue in front of this supply:
 
 Three kinds of task run, all in the owner's nursery: one for each dial, one for each close, and
 the one of the `Alarm`, which calls `sweep`. Everything else is synchronous.
+
+Longer than most files here: a connection's whole life, from the slot it takes to the slot it frees.
 """
 
 from __future__ import annotations
