@@ -41,10 +41,10 @@ MUTANTS = (
     ),
     Mutant(
         2,
-        "take a slot for free while its connection is still being closed",
+        "free the slot of a connection without having closed it",
         "supply.py",
-        "else self.limit - self.size",
-        "else self.limit - self.size + len(self.closing)",
+        "            if close is None:\n                ended = await attempt(resource.aclose,",
+        "            if close is None:\n                ended = await attempt(trio.lowlevel.checkpoint,",
     ),
     Mutant(
         3,
