@@ -154,13 +154,6 @@ MUTANTS = (
         "            self._remove(task)\n            self.gave_up += 1",
     ),
     Mutant(
-        11,
-        "leave a cancelled task in the queue",
-        "waiters.py",
-        "            self._remove(task)\n            self.gave_up += 1",
-        "            self.gave_up += 1",
-    ),
-    Mutant(
         12,
         "lend after the end",
         "supply.py",
