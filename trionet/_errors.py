@@ -21,6 +21,13 @@ A pool adds reasons of its own::
         PoolTimeoutError        also trio.TooSlowError
     RuntimeError
         LeaseError              what was given back was not lent, or not any more
+
+A class of our own stands below the word it refines::
+
+    trio.BrokenResourceError
+      StreamResetError          this stream is over, its session is not
+      SessionBrokenError        the session is over, and all its streams
+      RemoteGoAwayError         the peer takes no new streams, those there are live on
 """
 
 from __future__ import annotations
@@ -40,6 +47,9 @@ __all__ = (
     "PoolFullError",
     "PoolTimeoutError",
     "ReceiveInterrupted",
+    "RemoteGoAwayError",
+    "SessionBrokenError",
+    "StreamResetError",
     "TooLongError",
     "Ungrouped",
 )
@@ -126,3 +136,30 @@ class PoolConnectError(PoolError):
 @final
 class LeaseError(RuntimeError):
     """A connection was given back twice, to the wrong pool, or used after it was given back."""
+
+
+@final
+class StreamResetError(trio.BrokenResourceError):
+    """A stream of a multiplexed session was cut short; the session and its other streams live."""
+
+
+@final
+class SessionBrokenError(trio.BrokenResourceError):
+    """A multiplexed session is gone, and all its streams with it.
+
+    What the carrier raised, if it did, is the ``__cause__``.
+
+    Attributes:
+      reason: what happened, in words.
+      code: the go-away code that was sent or received, or None where there was none.
+    """
+
+    def __init__(self, reason: str, *, code: int | None = None) -> None:
+        super().__init__(f"the session is broken: {reason}")
+        self.reason = reason
+        self.code = code
+
+
+@final
+class RemoteGoAwayError(trio.BrokenResourceError):
+    """The peer of a multiplexed session takes no new streams; those there are live on."""

@@ -300,6 +300,7 @@ class Inbound:
         if not self.output.pings:
             self._last_ping = (self._last_ping + 1) & 0xFFFFFFFF
             self.output.pings.append(self._last_ping)
+            self.news = True
         return self._last_ping
 
     def _settle(self, stream: Stream) -> None:
@@ -309,6 +310,7 @@ class Inbound:
             if stream.closed and not stream.due & FIN:
                 self.tails.cancel(stream)
                 self.lingering.start(stream, self.clock())
+                self.news = True
             return
         if stream.due & (FIN | RST) or stream.inbox is not None:
             return

@@ -121,8 +121,8 @@ class Output:
         self.control.clear()
         self.ring.clear()
         self.go_away = None
-        self.last_words = code
-        self.silent = code is None
+        self.last_words = None if self.silent else code
+        self.silent = self.silent or code is None
 
     def pull(self, budget: int) -> bytes:
         """Return the next bytes for the carrier: control in full, data up to about ``budget``."""

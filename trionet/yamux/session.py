@@ -55,6 +55,7 @@ class Session(Inbound):
     Attributes:
       failure: why it broke, or None.
       closing: it was closed here; what is pending is being sent.
+      bytes_in: how many bytes were received.
     """
 
     def __init__(
@@ -75,6 +76,10 @@ class Session(Inbound):
         super().__init__(config or MuxConfig(), client=role == "client", clock=clock)
         self.failure: Failure | None = None
         self.closing = False
+        self.bytes_in = 0
+        # The ping whose answer tells that the peer has read everything.
+        self._wants_barrier = False
+        self._barrier: int | None = None
         self._decoder = Decoder(self)
         # Since when the carrier has been taking a batch.
         self._sending_since: float | None = None
@@ -86,6 +91,7 @@ class Session(Inbound):
         if self.failure is not None:
             return
         self.keepalive.heard(self.clock())
+        self.bytes_in += len(data)
         try:
             self._decoder.feed(data)
         except ProtocolError as exc:
@@ -96,8 +102,12 @@ class Session(Inbound):
     def receive_eof(self) -> None:
         """Take note that the carrier has ended."""
         torn = self._decoder.inside
-        where = f" inside {torn}" if torn else ""
-        self.fail(Failure(f"the carrier ended{where}", by_peer=True))
+        if torn:
+            self.fail(Failure(f"the carrier ended inside {torn}", by_peer=True))
+        elif self.peer_going_away:
+            self.fail(Failure("the peer closed the session", NORMAL, by_peer=True))
+        else:
+            self.fail(Failure("the carrier ended", by_peer=True))
 
     def data_to_send(self, budget: int = BATCH_SIZE) -> bytes:
         """Give the next bytes for the peer: all control frames, and about ``budget`` of data.
@@ -112,11 +122,17 @@ class Session(Inbound):
             self.keepalive.sent(now)
         if self.closing and not output.waiting and not output.silent and self._all_said():
             output.last_words = NORMAL
+            if self._wants_barrier:
+                self._wants_barrier = False
+                self._barrier = self._ask()
+                return self.data_to_send(budget)
         return output.pull(budget)
 
-    def sending(self) -> None:
-        """Note that the carrier was given a batch; `sent` ends it, or a stall ends the session."""
-        self._sending_since = self.clock()
+    def sending(self) -> float:
+        """Note that the carrier was given a batch; return when it counts as stalled."""
+        now = self._sending_since = self.clock()
+        stall = self.config.write_stall
+        return inf if stall is None else now + stall
 
     def sent(self) -> None:
         """Note that the carrier has taken the batch."""
@@ -132,6 +148,11 @@ class Session(Inbound):
     def silent(self) -> bool:
         """Whether the last byte was given out, and there will be no other."""
         return self.output.silent
+
+    @property
+    def heard_out(self) -> bool:
+        """Whether the peer has shown that it got everything."""
+        return self._barrier is not None and self._barrier not in self._pings
 
     # Streams
 
@@ -230,6 +251,7 @@ class Session(Inbound):
         self.finish(stream)
         if stream.due & FIN:
             self.tails.start(stream, self.clock())
+            self.news = True
         self._read_off(stream, stream.drop_input())
         self._settle(stream)
 
@@ -254,11 +276,17 @@ class Session(Inbound):
         self.refuse()
         self.output.go_away = NORMAL
 
-    def shut(self) -> None:
-        """Close all streams, have the rest of their data sent, and go away after that."""
+    def shut(self, *, barrier: bool = False) -> None:
+        """Close all streams, have the rest of their data sent, and go away after that.
+
+        Args:
+          barrier: send a ping before the go-away. With its answer `heard_out` gets true; the
+            carrier may have no other way to tell.
+        """
         if self.closing or self.failure is not None:
             return
         self.closing = True
+        self._wants_barrier = barrier
         self.refuse()
         self.tails.clear()
         for stream in list(self.streams.values()):

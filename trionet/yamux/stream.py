@@ -86,6 +86,7 @@ class Stream:
       outbox: bytes to be sent, ours to keep, or None.
       lent: bytes to be sent after those, the caller's own; it waits until they are taken.
       lent_at: how many of them were.
+      sent: bytes that went into frames.
       reader, writer: who waits to receive or send: the caller's objects, opaque to us.
     """
 
@@ -105,6 +106,7 @@ class Stream:
         "outbox",
         "outgoing",
         "reader",
+        "sent",
         "state",
         "weight",
         "why",
@@ -129,6 +131,7 @@ class Stream:
         self.outbox: bytes | bytearray | None = None
         self.lent: memoryview | None = None
         self.lent_at = 0
+        self.sent = 0
         self.reader: Any = None
         self.writer: Any = None
 
@@ -170,6 +173,7 @@ class Stream:
 
     def take(self, size: int, parts: list[bytes | bytearray | memoryview]) -> None:
         """Move the next ``size`` bytes, of those `pending`, to ``parts``."""
+        self.sent += size
         outbox = self.outbox
         if outbox is not None:
             have = len(outbox)

@@ -1,0 +1,285 @@
+"""What moves a session: the tasks between a carrier and the protocol.
+
+How this works. User tasks never touch the carrier. One task reads it and awaits nothing else; one
+task writes to it, and asks the protocol what to send only when the carrier can take it; one sleeps
+to the next deadline. User tasks change the protocol's state synchronously, `Driver.kick` the
+writer, and wait for their own stream at most. So a cancelled send cannot tear a frame, and the
+reader, which never waits for a writer, cannot deadlock with the peer's.
+
+Who waits for what: the writer in `_write` for `kick`; the reader in the carrier; the timer in a
+cancel scope whose deadline moves; everybody else on a stream, a listener or the session, and
+`Driver.wake` looks after them. It runs after everything that may have changed their lot.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from math import inf
+from typing import TYPE_CHECKING, Final, Literal, final
+
+import trio
+from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
+
+from .._address import Address
+from .._errors import SessionBrokenError
+from ..yamux import Failure, MuxConfig, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("Driver",)
+
+# Once the last frame was sent the peer is read, and what it says dropped, for so long: closing a
+# socket with input unread makes a reset of it, which destroys what the peer has not read yet.
+FAREWELL: Final = 1.0
+
+# What a carrier raises when it has gone. Anything else is a bug, and leaves the block.
+CARRIER_ERRORS: Final = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
+
+
+@final
+class Driver:
+    """Drives one session over one carrier.
+
+    Attributes:
+      core: the protocol.
+      closed: the session was closed here.
+      done: the carrier is closed, and nothing will happen any more.
+      token: where to call back from other threads.
+    """
+
+    __slots__ = (
+        "_armed",
+        "_carrier",
+        "_cause",
+        "_scope",
+        "_timer",
+        "_writer",
+        "closed",
+        "core",
+        "done",
+        "local_address",
+        "on_news",
+        "remote_address",
+        "token",
+    )
+
+    def __init__(
+        self,
+        carrier: trio.abc.Stream,
+        role: Literal["client", "server"],
+        config: MuxConfig,
+        on_news: Callable[[], None],
+    ) -> None:
+        """Prepare to drive; `run` does it.
+
+        Args:
+          on_news: called by `wake` when something rare has happened.
+        """
+        self._carrier = carrier
+        self.core = Session(role, config, clock=trio.current_time)
+        self.on_news = on_news
+        self.closed = False
+        self.done = trio.Event()
+        self.token = trio.lowlevel.current_trio_token()
+        self.local_address = _address(carrier, "local_address")
+        self.remote_address = _address(carrier, "remote_address")
+        self._scope = trio.CancelScope()
+        self._timer = trio.CancelScope()
+        # The timer's deadline: asking the scope costs more.
+        self._armed = inf
+        self._writer: trio.lowlevel.Task | None = None
+        self._cause: BaseException | None = None
+
+    # For those who change the protocol's state
+
+    def kick(self) -> None:
+        """Let the writer look, if it waits and there is something to send."""
+        if self._writer is not None and self.core.has_output:
+            task, self._writer = self._writer, None
+            reschedule(task)
+
+    def wake(self) -> None:
+        """Look after everybody whose lot the protocol may have changed."""
+        core = self.core
+        if core.readable:
+            for stream in core.readable:
+                if stream.reader is not None:
+                    stream.reader.wake_reader()
+            core.readable.clear()
+        if core.writable:
+            self._wake_writers()
+        if core.news:
+            core.news = False
+            self.on_news()
+            self._arm(core.next_timeout)
+            if core.failure is not None:
+                self._arm_farewell()
+        self.kick()
+
+    def error(self) -> Exception | None:
+        """Return what a call on the session raises now, or None while it lives."""
+        if self.closed:
+            return trio.ClosedResourceError("this session was closed")
+        failure = self.core.failure
+        if failure is None:
+            return None
+        error = SessionBrokenError(failure.reason, code=failure.code)
+        error.__cause__ = self._cause
+        return error
+
+    # Beginning and end
+
+    async def run(self) -> None:
+        """Drive the session until it is over, then close the carrier.
+
+        If cancelled, the carrier is closed forcefully, maybe in the middle of a frame.
+        """
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._keep_time)
+                    nursery.start_soon(self._write)
+                    await self._read()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self.core.fail(self._last_failure())
+            self.wake()
+            try:
+                # For what the carrier itself may have to say, TLS's close_notify say.
+                with trio.move_on_after(FAREWELL), suppress(*CARRIER_ERRORS):
+                    await self._carrier.aclose()
+            finally:
+                self.done.set()
+
+    async def aclose(self) -> None:
+        """Close all streams, send what is left of them, go away, close the carrier.
+
+        If cancelled, or once the time allowed is over, the carrier is closed forcefully.
+        """
+        self.closed = True
+        self.core.shut(barrier=not isinstance(self._carrier, trio.abc.HalfCloseableStream))
+        self.wake()
+        try:
+            with trio.move_on_after(self.core.config.close_timeout):
+                await self.done.wait()
+        finally:
+            self._scope.cancel()
+        await self.done.wait()
+
+    def abort(self) -> None:
+        """Close everything now, and the carrier forcefully."""
+        self.closed = True
+        self.core.shut()
+        self.core.fail(Failure("it was closed"))
+        self.wake()
+        self._scope.cancel()
+
+    # The tasks
+
+    async def _read(self) -> None:
+        core = self.core
+        try:
+            while True:
+                data = await self._carrier.receive_some()
+                if not data:
+                    break
+                core.receive_data(data if type(data) is bytes else bytes(data))
+                self.wake()
+                if core.heard_out or (core.failure is not None and core.failure.by_peer):
+                    return
+        except CARRIER_ERRORS as exc:
+            if self._cause is None:
+                self._cause = exc
+            return
+        core.receive_eof()
+
+    async def _write(self) -> None:
+        core = self.core
+        send_all = self._carrier.send_all
+        try:
+            while not core.silent:
+                data = core.data_to_send()
+                if core.writable:
+                    self._wake_writers()
+                if core.news:
+                    self.wake()
+                if not data:
+                    if not core.has_output:
+                        await self._park()
+                    continue
+                stalled_at = core.sending()
+                if stalled_at < self._armed:
+                    self._arm(stalled_at)
+                await send_all(data)
+                core.sent()
+            self._arm_farewell()
+            if core.failure is None or core.failure.code is not None:
+                await self._say_eof()
+        except CARRIER_ERRORS as exc:
+            # The peer's own last words may still wait to be read; the reader meets the end.
+            self._cause = exc
+            self._arm_farewell()
+
+    async def _say_eof(self) -> None:
+        if isinstance(self._carrier, trio.abc.HalfCloseableStream):
+            await self._carrier.send_eof()
+
+    async def _keep_time(self) -> None:
+        core = self.core
+        while True:
+            # A scope whose deadline has passed is used up.
+            with trio.CancelScope() as self._timer:
+                self._armed = inf
+                self._arm(core.next_timeout)
+                await trio.sleep_forever()
+            core.tick()
+            self.wake()
+            if core.failure is not None and core.silent:
+                self._scope.cancel()
+
+    async def _park(self) -> None:
+        self._writer = current_task()
+
+        def abort(_: object) -> Abort:
+            self._writer = None
+            return Abort.SUCCEEDED
+
+        await wait_task_rescheduled(abort)
+
+    # Inside
+
+    def _wake_writers(self) -> None:
+        writable = self.core.writable
+        for stream in writable:
+            if stream.writer is not None:
+                stream.writer.wake_writer()
+        writable.clear()
+
+    def _arm(self, deadline: float) -> None:
+        if deadline < self._armed:
+            self._armed = self._timer.deadline = deadline
+
+    def _arm_farewell(self) -> None:
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + FAREWELL)
+
+    def _last_failure(self) -> Failure:
+        if self.closed:
+            return Failure("it was closed")
+        if self._cause is not None:
+            return Failure(f"the carrier broke: {self._cause!r}")
+        return Failure("its task was cancelled")
+
+
+def _address(carrier: object, which: str) -> Address:
+    """Find an address of the carrier's, or of what lies under it."""
+    while carrier is not None:
+        try:
+            address = getattr(carrier, which, None)
+        except OSError:
+            # A socket whose peer is gone does not know it any more.
+            address = None
+        if isinstance(address, Address):
+            return address
+        carrier = getattr(carrier, "transport_stream", None)
+    return Address("mux", name="carrier")
