@@ -22,10 +22,13 @@ from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
 
 from .._address import Address
 from .._errors import SessionBrokenError
+from .._streams.foreign import adopt
 from ..yamux import Failure, MuxConfig, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ..abc import Stream
 
 __all__ = ("Driver",)
 
@@ -82,8 +85,9 @@ class Driver:
         self.closed = False
         self.done = trio.Event()
         self.token = trio.lowlevel.current_trio_token()
-        self.local_address = _address(carrier, "local_address")
-        self.remote_address = _address(carrier, "remote_address")
+        named = adopt(carrier)
+        self.local_address = _address(named, "local_address")
+        self.remote_address = _address(named, "remote_address")
         self._scope = trio.CancelScope()
         self._timer = trio.CancelScope()
         # The timer's deadline: asking the scope costs more.
@@ -271,15 +275,10 @@ class Driver:
         return Failure("its task was cancelled")
 
 
-def _address(carrier: object, which: str) -> Address:
-    """Find an address of the carrier's, or of what lies under it."""
-    while carrier is not None:
-        try:
-            address = getattr(carrier, which, None)
-        except OSError:
-            # A socket whose peer is gone does not know it any more.
-            address = None
-        if isinstance(address, Address):
-            return address
-        carrier = getattr(carrier, "transport_stream", None)
-    return Address("mux", name="carrier")
+def _address(carrier: Stream, which: str) -> Address:
+    try:
+        address: Address = getattr(carrier, which)
+    except OSError:
+        # A socket whose peer is gone does not know it any more.
+        return Address("unknown", name="gone")
+    return address

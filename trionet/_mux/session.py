@@ -203,7 +203,7 @@ class MuxSession:
             opened_there=core.inbound,
             unaccepted=len(core.backlog),
             unacknowledged=core.unacknowledged,
-            unread=sum(stream.incoming.buffered for stream in streams),
+            unread=sum(stream.unread for stream in streams),
             unsent=sum(stream.pending for stream in streams),
             window_budget_used=core.budget.used,
             max_receive_memory=core.config.max_receive_memory,
@@ -298,7 +298,7 @@ async def open_mux(
     if not isinstance(config, MuxConfig):
         raise TypeError(f"the config must be a MuxConfig, got {config!r}")
     session = MuxSession(stream, role, config)
-    driver = session._driver  # noqa: SLF001 - two halves of one thing
+    driver = session._driver
     with Ungrouped():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(driver.run)

@@ -130,8 +130,7 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
 
     @property
     def bytes_sent(self) -> int:
-        """How many bytes are on their way or kept to be sent: what the peer gets unless it or
-        the session fails. Exact after a cancelled ``send_all``, too."""
+        """How many bytes are on their way or kept to be sent, also after a cancelled send."""
         return self._record.sent + self._record.outbox_size
 
     @property
@@ -260,6 +259,10 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
         """Whether bytes, end of file or an error wait to be received."""
         return self._record.inbox is not None or not self._record.state.receives or self._ended()
 
+    def unread_size(self) -> int:
+        """How many bytes wait to be received."""
+        return self._record.unread
+
     def peer_closed(self) -> bool:
         """Whether the peer has ended its direction or reset the stream, or the session is gone."""
         return not self._record.state.receives or self._driver.core.failure is not None
@@ -293,8 +296,7 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
         self._after_close()
 
     def reset(self) -> None:
-        """Give the stream up at once: what is kept to be sent is lost, and the peer's stream
-        breaks."""
+        """Give the stream up at once, as a RST does: what is kept to be sent is lost."""
         self._driver.core.reset(self._record)
         self._after_close()
 

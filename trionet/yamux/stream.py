@@ -241,11 +241,14 @@ class Stream:
             piece = piece[offset:]
         return piece if type(piece) is bytes else bytes(piece)
 
+    @property
+    def unread(self) -> int:
+        """Bytes that arrived and were not read."""
+        return 0 if self.inbox is None else sum(map(len, self.inbox)) - self.offset
+
     def drop_input(self) -> int:
         """Forget what was not read, and return how many bytes it was."""
-        if self.inbox is None:
-            return 0
-        size = sum(map(len, self.inbox)) - self.offset
+        size = self.unread
         self.inbox = None
         self.offset = 0
         return size

@@ -1,0 +1,257 @@
+"""Sessions to test with: pairs over memory, TCP and TLS, and carriers that misbehave."""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+import trustme
+
+from trionet._mux.session import MuxConfig, MuxSession, open_mux
+from trionet._streams.memory import memory_stream_pair
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from trionet._mux.stream import MuxStream
+
+StreamPair = tuple[trio.abc.Stream, trio.abc.Stream]
+
+
+@dataclass
+class Pair:
+    """Both ends of a session."""
+
+    client: MuxSession
+    server: MuxSession
+
+    async def streams(self, opener: str = "client") -> tuple[MuxStream, MuxStream]:
+        """Open a stream; return the opener's end and the acceptor's."""
+        near, far = (self.client, self.server) if opener == "client" else (self.server, self.client)
+        stream = await near.open_stream()
+        return stream, await far.listener().accept()
+
+
+async def memory() -> StreamPair:
+    return memory_stream_pair()
+
+
+async def buffered() -> StreamPair:
+    return memory_stream_pair(65536)
+
+
+async def trios() -> StreamPair:
+    return trio.testing.memory_stream_pair()
+
+
+async def tcp() -> StreamPair:
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    async with listener:
+        near = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        return near, await listener.accept()
+
+
+@cache
+def certificates() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("mux.example").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return client, server
+
+
+async def tls() -> StreamPair:
+    near, far = await tcp()
+    client, server = certificates()
+    return (
+        trio.SSLStream(near, client, server_hostname="mux.example"),
+        trio.SSLStream(far, server, server_side=True),
+    )
+
+
+CARRIERS: dict[str, Callable[[], Awaitable[StreamPair]]] = {
+    "memu": memory,
+    "memb": buffered,
+    "trio": trios,
+    "tcp": tcp,
+    "tls": tls,
+}
+
+
+@asynccontextmanager
+async def sessions(
+    carrier: Callable[[], Awaitable[StreamPair]] = memory,
+    config: MuxConfig = MuxConfig(),
+    server_config: MuxConfig | None = None,
+) -> AsyncIterator[Pair]:
+    """Open both ends of a session, and close them together."""
+    near, far = await carrier()
+    async with (
+        open_mux(near, role="client", config=config) as client,
+        open_mux(far, role="server", config=server_config or config) as server,
+    ):
+        yield Pair(client, server)
+
+
+async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
+    """Receive until end of file."""
+    data = bytearray()
+    while piece := await stream.receive_some():
+        data += piece
+    return bytes(data)
+
+
+async def echo(stream: trio.abc.HalfCloseableStream) -> None:
+    """Send back what comes, then end of file."""
+    async with stream:
+        while piece := await stream.receive_some():
+            await stream.send_all(piece)
+        await stream.send_eof()
+
+
+async def serve(session: MuxSession, handler: Callable[[Any], Awaitable[object]]) -> None:
+    """Accept streams for ever, each in a task of its own."""
+    async with trio.open_nursery() as nursery:
+        while True:
+            nursery.start_soon(handler, await session.listener().accept())
+
+
+async def clog(stream: MuxStream) -> None:
+    """Send until nothing more fits: no credit, and no room for a small piece either."""
+    while True:
+        with trio.move_on_after(0.02) as scope:
+            await stream.send_all(bytes(4096))
+        if scope.cancelled_caught:
+            return
+
+
+class Line:
+    """One direction of a link: latency for every byte, and so many bytes a second."""
+
+    def __init__(self, latency: float, rate: float) -> None:
+        self._latency = latency
+        self._rate = rate
+        self._free_at = 0.0
+        self._in, self._out = trio.open_memory_channel[tuple[float, bytes]](10_000)
+
+    async def send(self, data: bytes) -> None:
+        now = trio.current_time()
+        self._free_at = max(now, self._free_at) + len(data) / self._rate
+        await self._in.send((self._free_at + self._latency, bytes(data)))
+        # The line takes as fast as it carries; what is under way is under way.
+        await trio.sleep_until(self._free_at)
+
+    async def receive(self) -> bytes:
+        try:
+            arrival, data = await self._out.receive()
+        except trio.EndOfChannel:
+            return b""
+        await trio.sleep_until(arrival)
+        return data
+
+    def end(self) -> None:
+        self._in.close()
+
+
+class LinkStream(trio.abc.HalfCloseableStream):
+    """An end of a link with latency and bandwidth, for virtual time."""
+
+    def __init__(self, incoming: Line, outgoing: Line) -> None:
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self.closed = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.closed:
+            raise trio.ClosedResourceError
+        try:
+            await self._outgoing.send(bytes(data))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise trio.BrokenResourceError from exc
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return await self._incoming.receive()
+
+    async def send_eof(self) -> None:
+        self._outgoing.end()
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        self.closed = True
+        self._outgoing.end()
+        self._incoming._out.close()
+        await trio.lowlevel.checkpoint()
+
+
+def link(latency: float, rate: float) -> Callable[[], Awaitable[StreamPair]]:
+    """Make a carrier with ``latency`` each way and ``rate`` bytes a second."""
+
+    async def make() -> StreamPair:
+        there, back = Line(latency, rate), Line(latency, rate)
+        return LinkStream(back, there), LinkStream(there, back)
+
+    return make
+
+
+class Peer:
+    """A peer that speaks frames by hand, for what no well-behaved one would say."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.rest = b""
+
+    async def send(self, *frames: Any) -> None:
+        await self.stream.send_all(b"".join(frame.encode() for frame in frames))
+
+    async def frames(self, seconds: float = 1.0) -> tuple[list[str], bool]:
+        """Return the frames that come within ``seconds``, and whether the carrier ended."""
+        from trionet.yamux import split_frames
+
+        found: list[str] = []
+        with trio.move_on_after(seconds):
+            while True:
+                try:
+                    data = await self.stream.receive_some()
+                except trio.BrokenResourceError:
+                    return found, True
+                if not data:
+                    return found, True
+                frames, self.rest = split_frames(self.rest + data)
+                found += map(str, frames)
+        return found, False
+
+
+@asynccontextmanager
+async def against_peer(
+    config: MuxConfig = MuxConfig(keepalive=None), buffer_size: int = 1 << 22
+) -> AsyncIterator[tuple[MuxSession, Peer]]:
+    """Open a server whose client is a `Peer`."""
+    near, far = memory_stream_pair(buffer_size)
+    async with open_mux(far, role="server", config=config) as session:
+        try:
+            yield session, Peer(near)
+        finally:
+            near.close()
+
+
+__all__ = (
+    "CARRIERS",
+    "Pair",
+    "Peer",
+    "against_peer",
+    "clog",
+    "echo",
+    "link",
+    "partial",
+    "receive_all",
+    "serve",
+    "sessions",
+)
