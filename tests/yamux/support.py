@@ -39,7 +39,7 @@ class Endpoint:
     """A session, and the frames it is given and gives."""
 
     def __init__(
-        self, config: MuxConfig = MuxConfig(), role: Literal["client", "server"] = "server"
+        self, config: MuxConfig | None = None, role: Literal["client", "server"] = "server"
     ) -> None:
         self.clock = Clock()
         self.session = Session(role, config, clock=self.clock)

@@ -277,7 +277,8 @@ class Inbound:
         """Account for bytes that were read or dropped, and grant them anew when it is time."""
         half = size and stream.incoming.consume(size)
         if half and stream.state.receives and not stream.due & GRANT:
-            self._adapt(stream)
+            if not stream.closed:
+                self._adapt(stream)
             stream.due |= GRANT
             self.output.schedule(stream)
         if stream.state.over and stream.inbox is None:
