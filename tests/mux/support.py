@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from trionet._mux.stream import MuxStream
+
+DEFAULTS = MuxConfig()
+QUIET = MuxConfig(keepalive=None)
+
+# What one packet of a link carries.
+SEGMENT = 1460
 
 StreamPair = tuple[trio.abc.Stream, trio.abc.Stream]
 
@@ -86,7 +93,7 @@ CARRIERS: dict[str, Callable[[], Awaitable[StreamPair]]] = {
 @asynccontextmanager
 async def sessions(
     carrier: Callable[[], Awaitable[StreamPair]] = memory,
-    config: MuxConfig = MuxConfig(),
+    config: MuxConfig = DEFAULTS,
     server_config: MuxConfig | None = None,
 ) -> AsyncIterator[Pair]:
     """Open both ends of a session, and close them together."""
@@ -137,12 +144,15 @@ class Line:
         self._latency = latency
         self._rate = rate
         self._free_at = 0.0
-        self._in, self._out = trio.open_memory_channel[tuple[float, bytes]](10_000)
+        self._in, self._out = trio.open_memory_channel[tuple[float, bytes]](math.inf)
 
     async def send(self, data: bytes) -> None:
         now = trio.current_time()
-        self._free_at = max(now, self._free_at) + len(data) / self._rate
-        await self._in.send((self._free_at + self._latency, bytes(data)))
+        self._free_at = max(now, self._free_at)
+        for start in range(0, len(data), SEGMENT):
+            segment = data[start : start + SEGMENT]
+            self._free_at += len(segment) / self._rate
+            self._in.send_nowait((self._free_at + self._latency, segment))
         # The line takes as fast as it carries; what is under way is under way.
         await trio.sleep_until(self._free_at)
 
@@ -231,7 +241,7 @@ class Peer:
 
 @asynccontextmanager
 async def against_peer(
-    config: MuxConfig = MuxConfig(keepalive=None), buffer_size: int = 1 << 22
+    config: MuxConfig = QUIET, buffer_size: int = 1 << 22
 ) -> AsyncIterator[tuple[MuxSession, Peer]]:
     """Open a server whose client is a `Peer`."""
     near, far = memory_stream_pair(buffer_size)

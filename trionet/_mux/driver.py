@@ -21,7 +21,7 @@ import trio
 from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
 
 from .._address import Address
-from .._errors import SessionBrokenError
+from .._errors import SessionBrokenError, Ungrouped
 from .._streams.foreign import adopt
 from ..yamux import Failure, MuxConfig, Session
 
@@ -140,7 +140,7 @@ class Driver:
         If cancelled, the carrier is closed forcefully, maybe in the middle of a frame.
         """
         try:
-            with self._scope:
+            with self._scope, Ungrouped():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._keep_time)
                     nursery.start_soon(self._write)

@@ -28,6 +28,9 @@ __all__ = ("Output",)
 # within some milliseconds on a slow link, large enough that a header is a thousandth of it.
 QUANTUM: Final = 16 * 1024
 
+# Up to so much data goes with a SYN.
+RIDE_SIZE: Final = 4096
+
 
 @final
 class Output:
@@ -131,7 +134,7 @@ class Output:
         if self.control:
             control, self.control = self.control, {}
             for stream in control:
-                self._pull_control(stream, parts)
+                budget -= self._pull_control(stream, parts, budget)
         if self.ring:
             self._pull_data(parts, budget)
         if self.last_words is not None and not self.ring and not self.control:
@@ -157,7 +160,10 @@ class Output:
             parts += [pack(0, WINDOW_UPDATE, RST, stream_id, 0) for stream_id in self.refused]
             self.refused.clear()
 
-    def _pull_control(self, stream: Stream, parts: list[bytes | bytearray | memoryview]) -> None:
+    def _pull_control(
+        self, stream: Stream, parts: list[bytes | bytearray | memoryview], budget: int
+    ) -> int:
+        """Say what is due on ``stream``; return how many bytes of data went with it."""
         due = stream.due
         if due & RST:
             stream.due = 0
@@ -165,19 +171,37 @@ class Output:
             if not due & SYN:
                 parts.append(HEADER.pack(0, WINDOW_UPDATE, RST, stream.id, 0))
             self._settle(stream)
-            return
+            return 0
         flags = due & (SYN | ACK)
+        pending = stream.pending
+        if flags == SYN and not due & GRANT and 0 < pending <= RIDE_SIZE and budget > 0:
+            # The SYN rides on the data. Here and not in a turn of the ring, since the peer expects
+            # new ids in their order.
+            stream.due = due & FIN
+            parts.append(HEADER.pack(0, DATA, SYN, stream.id, pending))
+            self._move_data(stream, pending, parts)
+            if not stream.due:
+                return pending
+            flags = 0
+        else:
+            pending = 0
         if due & FIN and not stream.pending:
             flags |= FIN
-        elif flags == SYN and due & GRANT == 0 and stream.in_ring and stream.pending:
-            # It rides on the first frame of data.
-            return
         delta = stream.incoming.grant() if due & GRANT else 0
         stream.due = due & FIN & ~flags
         if flags or delta:
             parts.append(HEADER.pack(0, WINDOW_UPDATE, flags, stream.id, delta))
         if flags & FIN:
             self._settle(stream)
+        return pending
+
+    def _move_data(
+        self, stream: Stream, size: int, parts: list[bytes | bytearray | memoryview]
+    ) -> None:
+        stream.take(size, parts)
+        stream.outgoing.spend(size)
+        if stream.writer is not None:
+            self.writable.append(stream)
 
     def _pull_data(self, parts: list[bytes | bytearray | memoryview], budget: int) -> None:
         ring = self.ring
@@ -194,22 +218,16 @@ class Output:
                         stream.deficit = QUANTUM * stream.weight
                     size = min(size, stream.deficit)
                     stream.deficit -= size
-                flag = stream.due & SYN
-                if flag:
-                    stream.due &= ~SYN
-                parts.append(pack(0, DATA, flag, stream.id, size))
-                stream.take(size, parts)
-                window.spend(size)
+                parts.append(pack(0, DATA, 0, stream.id, size))
+                self._move_data(stream, size, parts)
                 budget -= size
-                if stream.writer is not None:
-                    self.writable.append(stream)
             if size == pending or not window.credit:
                 del ring[stream]
                 stream.in_ring = False
                 stream.deficit = 0
-                # A FIN that waited for the data, or a SYN whose data was withdrawn. By itself and
-                # never on the data: some receivers see the end before the bytes that came with it.
+                # The FIN that waited for the data. By itself, and never on the data: some receivers
+                # see the end before the bytes that came with it.
                 if stream.due and size == pending:
-                    self._pull_control(stream, parts)
+                    self._pull_control(stream, parts, 0)
             elif not stream.deficit and len(ring) > 1:
                 ring.move_to_end(stream)

@@ -120,6 +120,7 @@ class Session(Inbound):
             for value in output.pings:
                 self._pings[value] = now
             self.keepalive.sent(now)
+            self.news = True
         if self.closing and not output.waiting and not output.silent and self._all_said():
             output.last_words = NORMAL
             if self._wants_barrier:

@@ -1,0 +1,273 @@
+"""Cancelling any operation at any step harms its own stream no further than it says, and no other.
+
+This is S12: a send cancelled in the middle of a frame must not become a piece of another stream.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from tests.helpers import cancelled_at
+from trio.testing import wait_all_tasks_blocked
+
+from tests.mux.support import CARRIERS, Pair, clog, echo, receive_all, serve, sessions
+from trionet._mux.session import MuxConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trionet._mux.stream import MuxStream
+
+PATTERN = bytes(range(251))
+SIZES = [1, 4096, 5000, 70_000, 600_000]
+
+
+def pattern(size: int) -> bytes:
+    return (PATTERN * (size // 251 + 1))[:size]
+
+
+async def witness(pair: Pair, stop: trio.Event) -> int:
+    """Echo on a stream of its own until told to stop; every byte must come back."""
+    rounds = 0
+    async with await pair.client.open_stream() as stream:
+        while not stop.is_set():
+            message = b"%d" % rounds * 50
+            await stream.send_all(message)
+            received = b""
+            while len(received) < len(message):
+                received += await stream.receive_some()
+            assert received == message
+            rounds += 1
+    return rounds
+
+
+async def sweep(
+    carrier: str, scenario: Callable[[Pair, int], Awaitable[bool]], config: MuxConfig
+) -> None:
+    """Play ``scenario`` cancelled at step 1, 2, 3 ... until it is not cancelled any more."""
+    for step in itertools.count(1):
+        async with sessions(CARRIERS[carrier], config) as pair:
+            stop = trio.Event()
+            async with trio.open_nursery() as nursery:
+                # The witness lives on streams that the server opens to the client's echo.
+                nursery.start_soon(serve, pair.client, echo)
+                nursery.start_soon(witness, Pair(pair.server, pair.client), stop)
+                await wait_some()
+                finished = await scenario(pair, step)
+                stop.set()
+                await wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+        if finished:
+            assert step > 1
+            return
+
+
+async def wait_some() -> None:
+    for _ in range(20):
+        await trio.lowlevel.checkpoint()
+
+
+CONFIG = MuxConfig(keepalive=None)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("carrier", ["memu", "memb"])
+async def test_a_cancelled_send_has_sent_just_what_it_says(carrier: str, size: int) -> None:
+    async def scenario(pair: Pair, step: int) -> bool:
+        near, far = await pair.streams()
+        received = bytearray()
+
+        async def receive() -> None:
+            received.extend(await receive_all(far))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await near.send_all(b"before")
+            buffer = bytearray(pattern(size))
+            finished, _ = await cancelled_at(step, partial(near.send_all, buffer))
+            committed = near.bytes_sent - 6
+            # The buffer is the caller's again.
+            buffer[:] = bytes(len(buffer))
+            await near.send_all(b"after")
+            await near.send_eof()
+        assert 0 <= committed <= size
+        assert not finished or committed == size
+        assert received == b"before" + pattern(size)[:committed] + b"after"
+        await near.aclose()
+        await far.aclose()
+        return finished
+
+    await sweep(carrier, scenario, CONFIG)
+
+
+@pytest.mark.parametrize("carrier", ["memu", "memb"])
+async def test_a_cancelled_receive_has_received_nothing(carrier: str) -> None:
+    async def scenario(pair: Pair, step: int) -> bool:
+        near, far = await pair.streams()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(near.send_all, pattern(100_000))
+            finished, data = await cancelled_at(step, far.receive_some)
+            received = data if finished else b""
+            while len(received) < 100_000:
+                received += await far.receive_some()
+        assert received == pattern(100_000)
+        assert far.bytes_received == 100_000
+        await near.aclose()
+        await far.aclose()
+        return finished
+
+    await sweep(carrier, scenario, CONFIG)
+
+
+async def test_a_cancelled_receive_that_waits_loses_nothing() -> None:
+    async def scenario(pair: Pair, step: int) -> bool:
+        near, far = await pair.streams()
+        async with trio.open_nursery() as nursery:
+
+            async def send_later() -> None:
+                await wait_some()
+                await near.send_all(b"hello")
+
+            nursery.start_soon(send_later)
+            finished, data = await cancelled_at(step, far.receive_some)
+            assert (data if finished else await far.receive_some()) == b"hello"
+        await near.aclose()
+        await far.aclose()
+        return finished
+
+    await sweep("memu", scenario, CONFIG)
+
+
+async def test_a_cancelled_open_uses_no_id_and_holds_no_slot() -> None:
+    config = MuxConfig(keepalive=None, max_outbound_streams=2)
+
+    async def scenario(pair: Pair, step: int) -> bool:
+        first, first_far = await pair.streams()
+        second, second_far = await pair.streams()
+        async with trio.open_nursery() as nursery:
+
+            async def make_room() -> None:
+                await wait_some()
+                await first.aclose()
+                await first_far.aclose()
+
+            nursery.start_soon(make_room)
+            finished, opened = await cancelled_at(step, pair.client.open_stream)
+        if not finished:
+            opened = await pair.client.open_stream()
+        assert opened.stream_id == 5
+        accepted = await pair.server.listener().accept()
+        for stream in (second, second_far, opened, accepted):
+            await stream.aclose()
+        await wait_all_tasks_blocked()
+        assert pair.client.statistics().opened_here == 0
+        return finished
+
+    await sweep("memu", scenario, config)
+
+
+async def test_a_cancelled_accept_loses_no_stream() -> None:
+    async def scenario(pair: Pair, step: int) -> bool:
+        async with trio.open_nursery() as nursery:
+            opened: list[MuxStream] = []
+
+            async def open_later() -> None:
+                await wait_some()
+                opened.append(await pair.client.open_stream())
+
+            nursery.start_soon(open_later)
+            finished, accepted = await cancelled_at(step, pair.server.listener().accept)
+            if not finished:
+                accepted = await pair.server.listener().accept()
+        assert accepted.stream_id == opened[0].stream_id == 1
+        await accepted.aclose()
+        await opened[0].aclose()
+        return finished
+
+    await sweep("memu", scenario, CONFIG)
+
+
+async def test_a_cancelled_aclose_has_closed_and_loses_nothing() -> None:
+    async def scenario(pair: Pair, step: int) -> bool:
+        near, far = await pair.streams()
+        await near.send_all(pattern(4096))
+        finished, _ = await cancelled_at(step, near.aclose)
+        assert near.closed
+        with pytest.raises(trio.ClosedResourceError):
+            await near.send_all(b"x")
+        assert await receive_all(far) == pattern(4096)
+        await far.aclose()
+        return finished
+
+    await sweep("memu", scenario, CONFIG)
+
+
+async def test_a_cancelled_send_eof_has_sent_it_or_not() -> None:
+    async def scenario(pair: Pair, step: int) -> bool:
+        near, far = await pair.streams()
+        await near.send_all(b"all")
+        finished, _ = await cancelled_at(step, near.send_eof)
+        await near.send_eof()
+        assert await receive_all(far) == b"all"
+        await near.aclose()
+        await far.aclose()
+        return finished
+
+    await sweep("memu", scenario, CONFIG)
+
+
+@pytest.mark.parametrize("operation", ["send_all", "wait_send_all_might_not_block"])
+async def test_a_cancelled_wait_for_credit_leaves_the_stream_usable(operation: str) -> None:
+    async with sessions(config=CONFIG) as pair:
+        near, far = await pair.streams()
+        await clog(near)
+        before = near.bytes_sent
+        with trio.move_on_after(0.01) as scope:
+            arguments: list[Any] = [b"more"] if operation == "send_all" else []
+            await getattr(near, operation)(*arguments)
+        assert scope.cancelled_caught
+        assert near.bytes_sent == before
+
+        await near.send_eof()
+        assert len(await receive_all(far)) == before
+        await near.aclose()
+        await far.aclose()
+
+
+@pytest.mark.parametrize("carrier", ["memu", "memb"])
+async def test_a_session_cancelled_at_any_step_closes_its_carrier(carrier: str) -> None:
+    from trionet._mux.session import open_mux
+
+    for step in itertools.count(1):
+        near, far = await CARRIERS[carrier]()
+
+        async def talk(carrier: trio.abc.Stream = near) -> None:
+            async with open_mux(carrier, role="client") as client:
+                stream = await client.open_stream()
+                await stream.send_all(bytes(20_000))
+                await stream.send_eof()
+                await receive_all(stream)
+                await stream.aclose()
+
+        async with open_mux(far, role="server") as server, trio.open_nursery() as nursery:
+            with trio.move_on_after(5):
+                nursery.start_soon(_serve_until_broken, server)
+                finished, _ = await cancelled_at(step, talk)
+            nursery.cancel_scope.cancel()
+        assert near.closed  # type: ignore[attr-defined]
+        if finished:
+            assert step > 5
+            return
+
+
+async def _serve_until_broken(session: Any) -> None:
+    while True:
+        try:
+            stream = await session.listener().accept()
+            await echo(stream)
+        except trio.BrokenResourceError:
+            return
