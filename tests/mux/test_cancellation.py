@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from tests.helpers import cancelled_at
 from trio.testing import wait_all_tasks_blocked
 
+from tests.helpers import Attempt, cancelled_at
 from tests.mux.support import CARRIERS, Pair, clog, echo, receive_all, serve, sessions
 from trionet._mux.session import MuxConfig
 
@@ -48,7 +48,7 @@ async def witness(pair: Pair, stop: trio.Event) -> int:
 async def sweep(
     carrier: str, scenario: Callable[[Pair, int], Awaitable[bool]], config: MuxConfig
 ) -> None:
-    """Play ``scenario`` cancelled at step 1, 2, 3 ... until it is not cancelled any more."""
+    """Play ``scenario`` cancelled at step 1, 2, 3 ... until that makes no difference."""
     for step in itertools.count(1):
         async with sessions(CARRIERS[carrier], config) as pair:
             stop = trio.Event()
@@ -57,13 +57,41 @@ async def sweep(
                 nursery.start_soon(serve, pair.client, echo)
                 nursery.start_soon(witness, Pair(pair.server, pair.client), stop)
                 await wait_some()
-                finished = await scenario(pair, step)
+                last = await scenario(pair, step)
                 stop.set()
                 await wait_all_tasks_blocked()
                 nursery.cancel_scope.cancel()
-        if finished:
+        if last:
             assert step > 1
             return
+
+
+class AnyStep(trio.abc.Instrument):
+    """Cancels a scope at the n-th step of whichever task, so also while the one waits."""
+
+    def __init__(self, scope: trio.CancelScope, step: int) -> None:
+        self.scope = scope
+        self.left = step
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.scope.cancel()
+
+
+async def cancelled_at_any(step: int, operation: Callable[[], Awaitable[Any]]) -> Attempt:
+    """Run ``operation`` and cancel it at the n-th step of the whole run."""
+    attempt = Attempt(finished=False, last=False, result=None)
+    with trio.CancelScope() as scope:
+        instrument = AnyStep(scope, step)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            attempt.result = await operation()
+            attempt.finished = True
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+    attempt.last = not scope.cancel_called
+    return attempt
 
 
 async def wait_some() -> None:
@@ -88,18 +116,18 @@ async def test_a_cancelled_send_has_sent_just_what_it_says(carrier: str, size: i
             nursery.start_soon(receive)
             await near.send_all(b"before")
             buffer = bytearray(pattern(size))
-            finished, _ = await cancelled_at(step, partial(near.send_all, buffer))
+            attempt = await cancelled_at_any(step, partial(near.send_all, buffer))
             committed = near.bytes_sent - 6
             # The buffer is the caller's again.
             buffer[:] = bytes(len(buffer))
             await near.send_all(b"after")
             await near.send_eof()
         assert 0 <= committed <= size
-        assert not finished or committed == size
+        assert not attempt.finished or committed == size
         assert received == b"before" + pattern(size)[:committed] + b"after"
         await near.aclose()
         await far.aclose()
-        return finished
+        return attempt.last
 
     await sweep(carrier, scenario, CONFIG)
 
@@ -110,15 +138,15 @@ async def test_a_cancelled_receive_has_received_nothing(carrier: str) -> None:
         near, far = await pair.streams()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(near.send_all, pattern(100_000))
-            finished, data = await cancelled_at(step, far.receive_some)
-            received = data if finished else b""
+            attempt = await cancelled_at_any(step, far.receive_some)
+            received = attempt.result or b""
             while len(received) < 100_000:
                 received += await far.receive_some()
         assert received == pattern(100_000)
         assert far.bytes_received == 100_000
         await near.aclose()
         await far.aclose()
-        return finished
+        return attempt.last
 
     await sweep(carrier, scenario, CONFIG)
 
@@ -133,11 +161,11 @@ async def test_a_cancelled_receive_that_waits_loses_nothing() -> None:
                 await near.send_all(b"hello")
 
             nursery.start_soon(send_later)
-            finished, data = await cancelled_at(step, far.receive_some)
-            assert (data if finished else await far.receive_some()) == b"hello"
+            attempt = await cancelled_at_any(step, far.receive_some)
+            assert (attempt.result or await far.receive_some()) == b"hello"
         await near.aclose()
         await far.aclose()
-        return finished
+        return attempt.last
 
     await sweep("memu", scenario, CONFIG)
 
@@ -156,16 +184,15 @@ async def test_a_cancelled_open_uses_no_id_and_holds_no_slot() -> None:
                 await first_far.aclose()
 
             nursery.start_soon(make_room)
-            finished, opened = await cancelled_at(step, pair.client.open_stream)
-        if not finished:
-            opened = await pair.client.open_stream()
+            attempt = await cancelled_at_any(step, pair.client.open_stream)
+        opened = attempt.result or await pair.client.open_stream()
         assert opened.stream_id == 5
         accepted = await pair.server.listener().accept()
         for stream in (second, second_far, opened, accepted):
             await stream.aclose()
-        await wait_all_tasks_blocked()
+        await wait_some()
         assert pair.client.statistics().opened_here == 0
-        return finished
+        return attempt.last
 
     await sweep("memu", scenario, config)
 
@@ -180,13 +207,12 @@ async def test_a_cancelled_accept_loses_no_stream() -> None:
                 opened.append(await pair.client.open_stream())
 
             nursery.start_soon(open_later)
-            finished, accepted = await cancelled_at(step, pair.server.listener().accept)
-            if not finished:
-                accepted = await pair.server.listener().accept()
+            attempt = await cancelled_at_any(step, pair.server.listener().accept)
+            accepted = attempt.result or await pair.server.listener().accept()
         assert accepted.stream_id == opened[0].stream_id == 1
         await accepted.aclose()
         await opened[0].aclose()
-        return finished
+        return attempt.last
 
     await sweep("memu", scenario, CONFIG)
 
@@ -195,13 +221,13 @@ async def test_a_cancelled_aclose_has_closed_and_loses_nothing() -> None:
     async def scenario(pair: Pair, step: int) -> bool:
         near, far = await pair.streams()
         await near.send_all(pattern(4096))
-        finished, _ = await cancelled_at(step, near.aclose)
+        attempt = await cancelled_at(step, near.aclose)
         assert near.closed
         with pytest.raises(trio.ClosedResourceError):
             await near.send_all(b"x")
         assert await receive_all(far) == pattern(4096)
         await far.aclose()
-        return finished
+        return attempt.last
 
     await sweep("memu", scenario, CONFIG)
 
@@ -210,12 +236,12 @@ async def test_a_cancelled_send_eof_has_sent_it_or_not() -> None:
     async def scenario(pair: Pair, step: int) -> bool:
         near, far = await pair.streams()
         await near.send_all(b"all")
-        finished, _ = await cancelled_at(step, near.send_eof)
+        attempt = await cancelled_at(step, near.send_eof)
         await near.send_eof()
         assert await receive_all(far) == b"all"
         await near.aclose()
         await far.aclose()
-        return finished
+        return attempt.last
 
     await sweep("memu", scenario, CONFIG)
 
@@ -256,10 +282,10 @@ async def test_a_session_cancelled_at_any_step_closes_its_carrier(carrier: str) 
         async with open_mux(far, role="server") as server, trio.open_nursery() as nursery:
             with trio.move_on_after(5):
                 nursery.start_soon(_serve_until_broken, server)
-                finished, _ = await cancelled_at(step, talk)
+                attempt = await cancelled_at_any(step, talk)
             nursery.cancel_scope.cancel()
         assert near.closed  # type: ignore[attr-defined]
-        if finished:
+        if attempt.last:
             assert step > 5
             return
 
