@@ -264,8 +264,9 @@ def test_s7_streams_opened_and_ended_at_once_fill_the_backlog_and_no_more() -> N
         ([update(2, SYN)], "not an id for the peer"),
         ([data(0, b"x", SYN)], "the session itself"),
         ([update(0, 0, 5)], "the session itself"),
-        ([update(5, SYN), update(3, SYN)], "an id from before 5"),
-        ([update(1, SYN), update(1, RST), update(1, SYN)], "an id from before 1"),
+        ([update(5, SYN), update(3, SYN), update(3, RST), update(3, SYN)], "an id that was used"),
+        ([update(1, SYN), update(1, RST), update(1, SYN)], "an id that was used"),
+        ([update(1001, SYN), update(3, SYN)], "or is long past"),
     ],
 )
 def test_s8_a_wrong_id_ends_the_session(frames: list[Frame], what: str) -> None:
@@ -277,7 +278,28 @@ def test_s8_a_wrong_id_ends_the_session(frames: list[Frame], what: str) -> None:
     assert what in end.broken
 
 
-def test_s8_ids_may_go_down_where_that_is_allowed() -> None:
+def test_s8_ids_skipped_a_moment_ago_may_still_come_once() -> None:
+    """As Go sends them when several goroutines open streams at once."""
+    end = Endpoint()
+
+    end.feed(*(update(stream_id, SYN) for stream_id in (5, 9, 1, 7, 3, 11)))
+
+    assert end.broken is None
+    assert len(end.session.streams) == 6
+    assert end.told(update(7, RST), update(7, SYN)) == PROTOCOL_ERROR
+
+
+def test_s8_a_leap_over_millions_of_ids_costs_little() -> None:
+    end = Endpoint()
+
+    end.feed(update(0xFFFFFFFF, SYN))
+
+    assert len(end.session._skipped_ids) == 256
+    end.feed(update(0xFFFFFFFF - 512, SYN))
+    assert end.broken is None
+
+
+def test_s8_ids_may_be_used_again_where_that_is_allowed() -> None:
     end = Endpoint(MuxConfig(strict_ids=False))
 
     end.feed(update(5, SYN), update(3, SYN), update(3, RST), update(3, SYN))

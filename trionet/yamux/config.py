@@ -39,7 +39,8 @@ class MuxConfig:
       max_pongs: pings to answer while the peer does not read; one more ends the session.
       reset_rate, reset_burst: resets the peer may send or provoke, a second and at once, before
         they count as an attack (CVE-2023-44487, CVE-2025-8671) and end the session.
-      strict_ids: take a stream id below one already used for the protocol error that it is.
+      strict_ids: take a stream id that comes a second time for the protocol error that it is. Ids
+        need not come in order: hashicorp/yamux mixes those of streams opened at once.
       keepalive: silence after which the peer is asked for a sign of life; None: never.
       keepalive_timeout: further silence after which the peer counts as gone.
       write_stall: how long the carrier may not take one batch of output; None: for ever.

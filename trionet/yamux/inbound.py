@@ -33,6 +33,9 @@ __all__ = ("Inbound", "PeerGaveUp")
 # before, unless it was made larger.
 MAX_REFUSED: Final = 4096
 
+# How many ids may be late: a peer opens so many streams at most before one is acknowledged.
+MAX_SKIPPED: Final = 256
+
 
 class PeerGaveUp(Exception):  # noqa: N818 - no error of ours, and caught one floor up
     """The peer ended the session for a reason."""
@@ -61,6 +64,7 @@ class Inbound:
         self.resets = 0
         self.next_id = 1 if client else 2
         self.last_peer_id = 0
+        self._skipped_ids: dict[int, None] = {}
         self.refusing = False
         self.peer_going_away = False
         # What the caller is to look at.
@@ -197,9 +201,8 @@ class Inbound:
             raise ProtocolError(f"stream {stream_id}: opened twice")
         if stream_id % 2 == self.client:
             raise ProtocolError(f"stream {stream_id}: not an id for the peer to use")
-        if stream_id <= self.last_peer_id and self.config.strict_ids:
-            raise ProtocolError(f"stream {stream_id}: an id from before {self.last_peer_id}")
-        self.last_peer_id = max(self.last_peer_id, stream_id)
+        if self.config.strict_ids:
+            self._use_id(stream_id)
         if (
             self.refusing
             or len(self.backlog) >= self.config.accept_backlog
@@ -216,6 +219,24 @@ class Inbound:
         self.streams[stream_id] = self.backlog[stream_id] = stream
         self.news = True
         return stream
+
+    def _use_id(self, stream_id: int) -> None:
+        """See that no id is used twice; those skipped a moment ago may still come.
+
+        hashicorp/yamux takes an id and sends its SYN in two steps, and tasks that open streams at
+        once overtake each other in between.
+        """
+        skipped = self._skipped_ids
+        last = self.last_peer_id
+        if stream_id > last:
+            self.last_peer_id = stream_id
+            first = last + 2 if last else (2 if self.client else 1)
+            for missing in range(max(first, stream_id - 2 * MAX_SKIPPED), stream_id, 2):
+                skipped[missing] = None
+            while len(skipped) > MAX_SKIPPED:
+                del skipped[next(iter(skipped))]
+        elif skipped.pop(stream_id, stream_id) is not None:
+            raise ProtocolError(f"stream {stream_id}: an id that was used or is long past")
 
     def _acknowledge(self, stream: Stream) -> None:
         stream.acknowledged = True
