@@ -99,7 +99,7 @@ class Driver:
 
     def kick(self) -> None:
         """Let the writer look, if it waits and there is something to send."""
-        if self._writer is not None and self.core.has_output:
+        if self._writer is not None and (self.core.output.ring or self.core.has_output):
             task, self._writer = self._writer, None
             reschedule(task)
 
@@ -203,14 +203,15 @@ class Driver:
         send_all = self._carrier.send_all
         try:
             while not core.silent:
+                if not core.has_output:
+                    await self._park()
                 data = core.data_to_send()
                 if core.writable:
                     self._wake_writers()
                 if core.news:
                     self.wake()
                 if not data:
-                    if not core.has_output:
-                        await self._park()
+                    # What was due has been withdrawn meanwhile.
                     continue
                 stalled_at = core.sending()
                 if stalled_at < self._armed:
