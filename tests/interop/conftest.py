@@ -60,15 +60,13 @@ def gopath() -> str | None:
     return None
 
 
-@pytest.fixture(scope="session")
-def go_binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build(folder: Path) -> Path:
     """Build the peer, or skip where that cannot be."""
     if shutil.which("go") is None:
         pytest.skip("no Go compiler: apt-get install golang-go")
     path = gopath()
     if path is None:
         pytest.skip(f"no sources of hashicorp/yamux: apt-get install {PACKAGE}")
-    folder = tmp_path_factory.mktemp("go")
     binary = folder / "peer"
     environment = {
         **os.environ,
@@ -79,6 +77,12 @@ def go_binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     subprocess.run(["go", "build", "-o", binary, "."], cwd=SOURCE, env=environment, check=True)
     return binary
+
+
+@pytest.fixture(scope="session")
+def go_binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The peer, built once."""
+    return build(tmp_path_factory.mktemp("go"))
 
 
 @pytest.fixture
