@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
@@ -230,7 +230,12 @@ class TwoSessions(RuleBasedStateMachine):
             assert (session.inbound, session.outbound, session.unacknowledged) == (0, 0, 0)
 
 
-TwoSessions.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TwoSessions.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 TestTwoSessions = TwoSessions.TestCase
 
 

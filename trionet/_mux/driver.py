@@ -49,6 +49,7 @@ class Driver:
       closed: the session was closed here.
       done: the carrier is closed, and nothing will happen any more.
       token: where to call back from other threads.
+      writer: the writer's task while it waits for `kick`.
     """
 
     __slots__ = (
@@ -57,7 +58,6 @@ class Driver:
         "_cause",
         "_scope",
         "_timer",
-        "_writer",
         "closed",
         "core",
         "done",
@@ -65,6 +65,7 @@ class Driver:
         "on_news",
         "remote_address",
         "token",
+        "writer",
     )
 
     def __init__(
@@ -92,15 +93,16 @@ class Driver:
         self._timer = trio.CancelScope()
         # The timer's deadline: asking the scope costs more.
         self._armed = inf
-        self._writer: trio.lowlevel.Task | None = None
+        self.writer: trio.lowlevel.Task | None = None
         self._cause: BaseException | None = None
 
     # For those who change the protocol's state
 
     def kick(self) -> None:
         """Let the writer look, if it waits and there is something to send."""
-        if self._writer is not None and (self.core.output.ring or self.core.has_output):
-            task, self._writer = self._writer, None
+        task = self.writer
+        if task is not None and (self.core.output.ring or self.core.has_output):
+            self.writer = None
             reschedule(task)
 
     def wake(self) -> None:
@@ -119,7 +121,8 @@ class Driver:
             self._arm(core.next_timeout)
             if core.failure is not None:
                 self._arm_farewell()
-        self.kick()
+        if self.writer is not None:
+            self.kick()
 
     def error(self) -> Exception | None:
         """Return what a call on the session raises now, or None while it lives."""
@@ -200,11 +203,13 @@ class Driver:
 
     async def _write(self) -> None:
         core = self.core
+        output = core.output
         send_all = self._carrier.send_all
         try:
             while not core.silent:
-                if not core.has_output:
-                    await self._park()
+                if not (output.ring or core.has_output):
+                    self.writer = current_task()
+                    await wait_task_rescheduled(self._abort_writer)
                 data = core.data_to_send()
                 if core.writable:
                     self._wake_writers()
@@ -243,14 +248,9 @@ class Driver:
             if core.failure is not None and core.silent:
                 self._scope.cancel()
 
-    async def _park(self) -> None:
-        self._writer = current_task()
-
-        def abort(_: object) -> Abort:
-            self._writer = None
-            return Abort.SUCCEEDED
-
-        await wait_task_rescheduled(abort)
+    def _abort_writer(self, _: object) -> Abort:
+        self.writer = None
+        return Abort.SUCCEEDED
 
     # Inside
 

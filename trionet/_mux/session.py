@@ -121,8 +121,10 @@ class MuxSession:
         if self._openers or not self._driver.core.can_open:
             stream: MuxStream = await self._wait_to_open(weight)
             return stream
-        stream = self._open(weight)
+        stream = MuxStream(self._driver, self._driver.core.open(weight))
         await cancel_shielded_checkpoint()
+        # Only now: what the caller sends first, before it waits again, goes with the SYN.
+        self._driver.kick()
         return stream
 
     def listener(self) -> MuxListener:
@@ -215,11 +217,6 @@ class MuxSession:
 
     # Inside
 
-    def _open(self, weight: int) -> MuxStream:
-        record = self._driver.core.open(weight)
-        self._driver.kick()
-        return MuxStream(self._driver, record)
-
     def _open_error(self) -> Exception | None:
         error = self._driver.error()
         if error is not None:
@@ -257,7 +254,11 @@ class MuxSession:
             if error is None and not core.can_open:
                 break
             task, weight = self._openers.popitem(last=False)
-            reschedule(task, outcome.Error(error) if error else outcome.Value(self._open(weight)))
+            if error is not None:
+                reschedule(task, outcome.Error(error))
+            else:
+                stream = MuxStream(self._driver, core.open(weight))
+                reschedule(task, outcome.Value(stream))
         if self._driver.error() is not None:
             pingers, self._pingers = self._pingers, {}
             for task in (task for tasks in pingers.values() for task in tasks):

@@ -157,19 +157,24 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
         try:
             await checkpoint_if_cancelled()
             driver, record = self._driver, self._record
-            if not record.state.sends or driver.core.failure is not None:
+            core = driver.core
+            if not record.state.sends or core.failure is not None:
                 raise self._send_error()
             size = len(data) if type(data) is bytes else memoryview(data).nbytes
-            if size <= COPY_SIZE and record.outbox_size < OUTBOX_SIZE:
+            outbox = record.outbox
+            if size <= COPY_SIZE and (outbox is None or len(outbox) < OUTBOX_SIZE):
                 if size:
-                    driver.core.put(record, data)
-                    driver.kick()
+                    core.put(record, data)
+                    if driver.writer is not None:
+                        driver.kick()
                 await cancel_shielded_checkpoint()
                 return
             with _flat(data) as view:
-                driver.core.lend(record, view)
+                core.lend(record, view)
                 driver.kick()
-                await self._park_sender()
+                self._sender = current_task()
+                record.writer = self
+                await wait_task_rescheduled(self._abort_send)
         finally:
             self._send_busy = False
 
@@ -187,7 +192,9 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
             return
         self._send_busy = self._wants_room = True
         try:
-            await self._park_sender()
+            self._sender = current_task()
+            self._record.writer = self
+            await wait_task_rescheduled(self._abort_send)
         finally:
             self._send_busy = self._wants_room = False
 
@@ -242,13 +249,16 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
                 if self._interrupted:
                     raise ReceiveInterrupted
                 self._limit = max_bytes
-                return await self._park_receiver()
+                self._receiver = current_task()
+                record.reader = self
+                received: bytes = await wait_task_rescheduled(self._abort_receive)
+                return received
             await checkpoint_if_cancelled()
             data = self._take(max_bytes)
             driver = self._driver
             if driver.core.news:
                 driver.wake()
-            else:
+            elif driver.writer is not None:
                 driver.kick()
             await cancel_shielded_checkpoint()
             return data
@@ -304,7 +314,14 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
 
     def wake_reader(self) -> None:
         """Look whether the receiver can go on."""
-        if self._receiver is not None and self.is_readable():
+        if self._receiver is None:
+            return
+        record = self._record
+        if record.inbox is not None and not record.closed:
+            data = self._driver.core.read(record, self._limit)
+            self._received += len(data)
+            self._wake_receiver(outcome.Value(data))
+        elif self.is_readable():
             self._wake_receiver(outcome.capture(self._take, self._limit))
 
     def wake_writer(self) -> None:
@@ -367,29 +384,14 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
         self.wake_writer()
         self._driver.wake()
 
-    async def _park_sender(self) -> None:
-        record = self._record
-        self._sender = current_task()
-        record.writer = self
+    def _abort_send(self, _: object) -> Abort:
+        self._driver.core.withdraw(self._record)
+        self._sender = self._record.writer = None
+        return Abort.SUCCEEDED
 
-        def abort(_: object) -> Abort:
-            self._driver.core.withdraw(record)
-            self._sender = record.writer = None
-            return Abort.SUCCEEDED
-
-        await wait_task_rescheduled(abort)
-
-    async def _park_receiver(self) -> bytes:
-        record = self._record
-        self._receiver = current_task()
-        record.reader = self
-
-        def abort(_: object) -> Abort:
-            self._receiver = record.reader = None
-            return Abort.SUCCEEDED
-
-        data: bytes = await wait_task_rescheduled(abort)
-        return data
+    def _abort_receive(self, _: object) -> Abort:
+        self._receiver = self._record.reader = None
+        return Abort.SUCCEEDED
 
     def _wake_sender(self, result: outcome.Outcome[None]) -> None:
         assert self._sender is not None

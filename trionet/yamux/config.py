@@ -28,8 +28,8 @@ class MuxConfig:
       max_window: how far a stream's window grows with the round trip; 16 MiB carry 1.3 Gbit/s
         over 100 ms.
       window_budget: by how much the windows of all streams together may have grown.
-      max_frame_size: the largest body sent in one frame. Streams take turns by frames, so it is
-        what one of them may put before another's byte.
+      max_frame_size: the largest body sent in one frame. Streams that compete send less in their
+        turns; alone, a stream need not cut what it sends into small pieces.
       accept_backlog: streams the peer may open before any of them is accepted; one more is reset.
       max_inbound_streams: streams of the peer's alive at once; one more is reset.
       max_outbound_streams: streams of ours alive at once; one more waits. Under 512, where
@@ -55,7 +55,7 @@ class MuxConfig:
     window: int = WINDOW
     max_window: int = 16 << 20
     window_budget: int = 64 << 20
-    max_frame_size: int = 32 * 1024
+    max_frame_size: int = 64 * 1024
     accept_backlog: int = 256
     max_inbound_streams: int = 1024
     max_outbound_streams: int = 480

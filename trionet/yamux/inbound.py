@@ -296,8 +296,12 @@ class Inbound:
 
     def _read_off(self, stream: Stream, size: int) -> None:
         """Account for bytes that were read or dropped, and grant them anew when it is time."""
-        half = size and stream.incoming.consume(size)
-        if half and stream.state.receives and not stream.due & GRANT:
+        if size:
+            stream.incoming.consume(size)
+        self._after_reading(stream)
+
+    def _after_reading(self, stream: Stream) -> None:
+        if stream.incoming.due and stream.state.receives and not stream.due & GRANT:
             if not stream.closed:
                 self._adapt(stream)
             stream.due |= GRANT

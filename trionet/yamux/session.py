@@ -90,7 +90,8 @@ class Session(Inbound):
         """Take the next bytes from the peer, cut anywhere."""
         if self.failure is not None:
             return
-        self.keepalive.heard(self.clock())
+        self.keepalive.heard_at = self.clock()
+        self.keepalive.asked = False
         self.bytes_in += len(data)
         try:
             self._decoder.feed(data)
@@ -205,7 +206,8 @@ class Session(Inbound):
         """Have a copy of ``data`` sent."""
         assert stream.state.sends
         stream.put(data)
-        self.output.schedule(stream)
+        if not stream.in_ring:
+            self.output.schedule(stream)
 
     def lend(self, stream: Stream, data: memoryview) -> None:
         """Have ``data`` sent without keeping a copy: it must not change until it was taken."""
@@ -225,8 +227,8 @@ class Session(Inbound):
     def read(self, stream: Stream, limit: int | None = None) -> bytes:
         """Take what has arrived, at least a byte, and let the peer send as much again."""
         data = stream.read(limit)
-        if self.failure is None:
-            self._read_off(stream, len(data))
+        if self.failure is None and (stream.incoming.consume(len(data)) or stream.state.over):
+            self._after_reading(stream)
         return data
 
     def finish(self, stream: Stream) -> None:
@@ -322,10 +324,14 @@ class Session(Inbound):
         if self.failure is not None or self.output.silent:
             return inf
         stall = self.config.write_stall
-        times = [self.keepalive.next, self.tails.next, self.lingering.next]
+        at = self.keepalive.next
+        if self.tails:
+            at = min(at, self.tails.next)
+        if self.lingering:
+            at = min(at, self.lingering.next)
         if stall is not None and self._sending_since is not None:
-            times.append(self._sending_since + stall)
-        return min(times)
+            at = min(at, self._sending_since + stall)
+        return at
 
     def tick(self) -> None:
         """Do what is due by now."""

@@ -85,16 +85,17 @@ class Keepalive:
     """Whether the peer is there. Any byte of it counts, so load never looks like death.
 
     Attributes:
-      heard_at: when the last byte came.
+      heard_at: when the last byte came; the session sets it, and `asked` to False.
+      asked: a ping asks the peer for a sign of life.
     """
 
-    __slots__ = ("_asked", "_asked_at", "_interval", "_timeout", "heard_at")
+    __slots__ = ("_asked_at", "_interval", "_timeout", "asked", "heard_at")
 
     def __init__(self, interval: float | None, timeout: float, now: float) -> None:
         self._interval = inf if interval is None else interval
         self._timeout = timeout
         self.heard_at = now
-        self._asked = False
+        self.asked = False
         # None while our question waits behind output that the carrier does not take: that is no
         # silence of the peer's, and the limit on a stalled carrier watches it.
         self._asked_at: float | None = None
@@ -102,27 +103,22 @@ class Keepalive:
     @property
     def next(self) -> float:
         """When `tick` has something to say."""
-        if not self._asked:
+        if not self.asked:
             return self.heard_at + self._interval
         return inf if self._asked_at is None else self._asked_at + self._timeout
 
-    def heard(self, now: float) -> None:
-        """Note that bytes came."""
-        self.heard_at = now
-        self._asked = False
-
     def sent(self, now: float) -> None:
         """Note that a ping left."""
-        if self._asked and self._asked_at is None:
+        if self.asked and self._asked_at is None:
             self._asked_at = now
 
     def tick(self, now: float) -> str | None:
         """Return ``"ask"`` if a ping is due, ``"dead"`` if its time is over, or None."""
         if now < self.next:
             return None
-        if self._asked:
+        if self.asked:
             return "dead"
-        self._asked = True
+        self.asked = True
         self._asked_at = None
         return "ask"
 

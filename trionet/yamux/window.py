@@ -131,6 +131,11 @@ class ReceiveWindow:
             raise ProtocolError(f"{size} bytes sent with a window of {self.remaining}")
         self.remaining -= size
 
+    @property
+    def due(self) -> bool:
+        """Whether half the window, or more, is to be granted anew."""
+        return self.consumed * 2 >= self.size
+
     def consume(self, size: int) -> bool:
         """Account for bytes that were read; return whether a grant is due.
 
