@@ -121,31 +121,14 @@ async def ours(make: Callable[[], Awaitable[CarrierPair]]) -> AsyncIterator[Mux]
 # py-libp2p
 
 
-class Carrier:
-    """What libp2p's muxer asks of a connection."""
+def carrier(stream: trio.abc.Stream, initiator: bool) -> Any:
+    """What libp2p's muxer asks of a connection: libp2p's own adapter of a trio stream."""
+    from libp2p.io.trio import TrioTCPStream
 
-    def __init__(self, stream: trio.abc.Stream, initiator: bool) -> None:
-        self._stream = stream
-        self.is_initiator = initiator
-        self._rest = b""
-
-    async def read(self, size: int | None = None) -> bytes:
-        if not self._rest:
-            self._rest = bytes(await self._stream.receive_some())
-        if size is None or size >= len(self._rest):
-            data, self._rest = self._rest, b""
-        else:
-            data, self._rest = self._rest[:size], self._rest[size:]
-        return data
-
-    async def write(self, data: bytes) -> None:
-        await self._stream.send_all(data)
-
-    async def close(self) -> None:
-        await self._stream.aclose()
-
-    def get_remote_address(self) -> tuple[str, int]:
-        return "127.0.0.1", 0
+    adapter: Any = TrioTCPStream(stream)
+    adapter.is_initiator = initiator
+    adapter.get_remote_address = lambda: ("127.0.0.1", 0)
+    return adapter
 
 
 class TheirStream:
@@ -188,8 +171,8 @@ async def theirs(make: Callable[[], Awaitable[CarrierPair]]) -> AsyncIterator[Mu
     from libp2p.stream_muxer.yamux.yamux import Yamux
 
     near, far = await make()
-    client = Yamux(Carrier(near, True), ID(b"server"), is_initiator=True)
-    server = Yamux(Carrier(far, False), ID(b"client"), is_initiator=False)
+    client = Yamux(carrier(near, True), ID(b"server"), is_initiator=True)
+    server = Yamux(carrier(far, False), ID(b"client"), is_initiator=False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.start)
         nursery.start_soon(server.start)

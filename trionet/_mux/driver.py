@@ -18,7 +18,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final, Literal, final
 
 import trio
-from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import Abort, checkpoint, current_task, reschedule, wait_task_rescheduled
 
 from .._address import Address
 from .._errors import SessionBrokenError, Ungrouped
@@ -35,6 +35,14 @@ __all__ = ("Driver",)
 # Once the last frame was sent the peer is read, and what it says dropped, for so long: closing a
 # socket with input unread makes a reset of it, which destroys what the peer has not read yet.
 FAREWELL: Final = 1.0
+
+# What one receive on the carrier asks for: more than a batch of the peer's, so that its frames are
+# not cut into a large and a tiny piece each time.
+READ_SIZE: Final = 256 * 1024
+
+# How many passes of the scheduler an acknowledgement, a window update or an end of file waits for
+# data to go with it: as many as a task needs that was just woken, receives, and answers.
+PATIENCE: Final = 3
 
 # What a carrier raises when it has gone. Anything else is a bug, and leaves the block.
 CARRIER_ERRORS: Final = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
@@ -186,9 +194,10 @@ class Driver:
 
     async def _read(self) -> None:
         core = self.core
+        receive_some = self._carrier.receive_some
         try:
             while True:
-                data = await self._carrier.receive_some()
+                data = await receive_some(READ_SIZE)
                 if not data:
                     break
                 core.receive_data(data if type(data) is bytes else bytes(data))
@@ -205,11 +214,16 @@ class Driver:
         core = self.core
         output = core.output
         send_all = self._carrier.send_all
+        patience = 0
         try:
             while not core.silent:
                 if not (output.ring or core.has_output):
+                    patience = PATIENCE
                     self.writer = current_task()
                     await wait_task_rescheduled(self._abort_writer)
+                while patience and not (output.ring or output.urgent):
+                    patience -= 1
+                    await checkpoint()
                 data = core.data_to_send()
                 if core.writable:
                     self._wake_writers()

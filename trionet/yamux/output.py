@@ -98,6 +98,11 @@ class Output:
             or self.last_words is not None
         )
 
+    @property
+    def urgent(self) -> bool:
+        """Whether there is more than flags and window updates, which may wait a moment."""
+        return bool(self.ring or not self.control or self.pongs or self.pings)
+
     def schedule(self, stream: Stream) -> None:
         """Queue ``stream`` wherever it has something to send. Idempotent."""
         due = stream.due
