@@ -181,7 +181,7 @@ DIFFERENCES = {
     "type 4 after an open stream": fatal(SAYS_WHY, "WU ACK 1 0"),
     "server Session.Close": Difference(
         "a session that is closed ends its streams and says goodbye; Go just hangs up",
-        ["WU ACK 1 0", "WU FIN 1 0", "GOAWAY - 0 0"],
+        ["WU ACK+FIN 1 0", "GOAWAY - 0 0"],
         closed=True,
         answers=None,
     ),
