@@ -7,7 +7,15 @@ from ._errors import PoolConnectError as PoolConnectError
 from ._errors import PoolError as PoolError
 from ._errors import PoolFullError as PoolFullError
 from ._errors import PoolTimeoutError as PoolTimeoutError
+from ._errors import RemoteGoAwayError as RemoteGoAwayError
+from ._errors import SessionBrokenError as SessionBrokenError
+from ._errors import StreamResetError as StreamResetError
 from ._errors import TooLongError as TooLongError
+from ._mux.listener import MuxListener as MuxListener
+from ._mux.session import MuxSession as MuxSession
+from ._mux.session import MuxStatistics as MuxStatistics
+from ._mux.session import open_mux as open_mux
+from ._mux.stream import MuxStream as MuxStream
 from ._options import Backoff as Backoff
 from ._options import MemoryOptions as MemoryOptions
 from ._options import ProxyProtocol as ProxyProtocol
@@ -52,6 +60,7 @@ from ._streams.tls import TLSInfo as TLSInfo
 from ._streams.tls import TLSListener as TLSListener
 from ._streams.tls import TLSStream as TLSStream
 from ._streams.tls import start_tls as start_tls
+from .yamux import MuxConfig as MuxConfig
 
 __all__ = (
     "Address",
@@ -70,6 +79,11 @@ __all__ = (
     "MemoryListener",
     "MemoryOptions",
     "MemoryStream",
+    "MuxConfig",
+    "MuxListener",
+    "MuxSession",
+    "MuxStatistics",
+    "MuxStream",
     "Network",
     "Pool",
     "PoolClosedError",
@@ -83,12 +97,15 @@ __all__ = (
     "ProxyProtocol",
     "ProxyStream",
     "ProxyTLV",
+    "RemoteGoAwayError",
     "Server",
     "ServerStatistics",
+    "SessionBrokenError",
     "ShutdownReport",
     "SocketListener",
     "SocketOptions",
     "SocketStream",
+    "StreamResetError",
     "TLSInfo",
     "TLSListener",
     "TLSStream",
@@ -101,6 +118,7 @@ __all__ = (
     "memory_stream_pair",
     "names",
     "notify",
+    "open_mux",
     "relay",
     "run_workers",
     "serve",

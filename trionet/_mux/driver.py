@@ -14,6 +14,7 @@ cancel scope whose deadline moves; everybody else on a stream, a listener or the
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Final, Literal, final
 
@@ -142,6 +143,13 @@ class Driver:
         error = SessionBrokenError(failure.reason, code=failure.code)
         error.__cause__ = self._cause
         return error
+
+    def numbered(self, address: Address, stream_id: int) -> Address:
+        """Name a stream's end by the carrier's and its id.
+
+        Host, port and path stay: who limits connections by host goes on doing so.
+        """
+        return replace(address, name=f"{address}#{stream_id}")
 
     # Beginning and end
 

@@ -20,9 +20,10 @@ from trio.lowlevel import (
 
 from .._errors import RemoteGoAwayError, Ungrouped
 from ..yamux import MuxConfig
+from ..yamux.config import check_weight
 from .driver import Driver
 from .listener import MuxListener
-from .stream import MuxStream, check_weight
+from .stream import MuxStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

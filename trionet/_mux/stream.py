@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from contextlib import suppress
 from operator import index
@@ -23,29 +22,19 @@ from trio.lowlevel import (
 from .._errors import ReceiveInterrupted, StreamResetError
 from ..abc import Stream
 from ..yamux import State
+from ..yamux.config import check_weight
 
 if TYPE_CHECKING:
     from .. import yamux
     from .._address import Address
     from .driver import Driver
 
-__all__ = ("MuxStream", "check_weight")
+__all__ = ("MuxStream",)
 
 # Up to this a send is copied and returns at once, while less than OUTBOX_SIZE waits on its stream.
 # A larger one lends its buffer and returns when the last of it is on its way.
 COPY_SIZE: Final = 4096
 OUTBOX_SIZE: Final = 64 * 1024
-
-MAX_WEIGHT: Final = 256
-
-
-def check_weight(weight: int) -> int:
-    """Return ``weight``, or raise what is wrong with it."""
-    if isinstance(weight, bool) or not isinstance(weight, int):
-        raise TypeError(f"a weight must be an int, got {weight!r}")
-    if not 1 <= weight <= MAX_WEIGHT:
-        raise ValueError(f"a weight must be from 1 to {MAX_WEIGHT}, got {weight}")
-    return weight
 
 
 @final
@@ -116,12 +105,12 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
     @property
     def local_address(self) -> Address:
         """The carrier's own end, named with the stream's id: ``127.0.0.1:4000#3``."""
-        return _numbered(self._driver.local_address, self._record.id)
+        return self._driver.numbered(self._driver.local_address, self._record.id)
 
     @property
     def remote_address(self) -> Address:
         """The carrier's other end, named with the stream's id."""
-        return _numbered(self._driver.remote_address, self._record.id)
+        return self._driver.numbered(self._driver.remote_address, self._record.id)
 
     @property
     def closed(self) -> bool:
@@ -409,11 +398,6 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
 def _abandon(driver: Driver, record: yamux.Stream) -> None:
     driver.core.reset(record)
     driver.wake()
-
-
-def _numbered(address: Address, stream_id: int) -> Address:
-    # Host, port and path stay: who limits connections by host goes on doing so.
-    return dataclasses.replace(address, name=f"{address}#{stream_id}")
 
 
 def _flat(data: bytes | bytearray | memoryview) -> memoryview:

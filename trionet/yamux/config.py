@@ -8,11 +8,13 @@ from typing import Final, final
 
 from .frames import WINDOW
 
-__all__ = ("MuxConfig",)
+__all__ = ("MuxConfig", "check_weight")
 
 # The largest frame some peers take (rust-yamux closes the connection above it).
 MAX_FRAME_SIZE: Final = 1 << 20
 MAX_WINDOW: Final = (1 << 32) - 1
+# What HTTP/2 had, too; a turn of 4 MiB is long enough.
+MAX_WEIGHT: Final = 256
 
 
 @final
@@ -99,6 +101,15 @@ class MuxConfig:
         """The most bytes of the peer's data that one session ever holds unread."""
         streams = self.max_inbound_streams + self.max_outbound_streams
         return streams * self.window + self.window_budget
+
+
+def check_weight(weight: int) -> int:
+    """Return ``weight``, a stream's share of the output, or raise what is wrong with it."""
+    if isinstance(weight, bool) or not isinstance(weight, int):
+        raise TypeError(f"a weight must be an int, got {weight!r}")
+    if not 1 <= weight <= MAX_WEIGHT:
+        raise ValueError(f"a weight must be from 1 to {MAX_WEIGHT}, got {weight}")
+    return weight
 
 
 def _check_int(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
