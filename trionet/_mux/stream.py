@@ -41,9 +41,8 @@ OUTBOX_SIZE: Final = 64 * 1024
 class MuxStream(Stream, trio.abc.HalfCloseableStream):
     """A stream of a `MuxSession`; made by its ``open_stream`` and its listener.
 
-    ``send_all`` returns once the data is on its way or kept to be sent, small pieces at most
-    64 KiB of them; it waits while the peer gives no credit. If it is cancelled, the stream stays
-    usable, no other stream is touched, and `bytes_sent` tells how much of the data the peer gets.
+    ``send_all`` returns once the data is on its way, or, of small pieces, up to 64 KiB are kept to
+    be sent; it waits while the peer gives no credit. Cancelled, it leaves the stream usable.
     """
 
     __slots__ = (
