@@ -97,10 +97,26 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session
+def interop(session: nox.Session) -> None:
+    """Meet foreign peers: hashicorp/yamux, built with Debian's Go, where both are installed."""
+    install(session, "test")
+    session.run("pytest", "-rs", "tests/interop", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz the multiplexer's protocol for ten minutes; ``-- -max_total_time=60`` for one."""
+    install(session, "test", "fuzz")
+    session.run("python", "-m", "tests.yamux.fuzz", *session.posargs)
+    say("Nothing was found. What reached new code was added to tests/yamux/corpus.")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure trionet and its peers in turns; ``-- memory`` runs one file of ``bench/``."""
-    install(session, "bench")
     names = session.posargs or [""]
+    groups = ["bench-mux"] if {"", "mux"} & set(names) else []
+    install(session, "bench", *groups)
     files = [str(path) for name in names for path in sorted(HERE.glob(f"bench/bench_{name}*.py"))]
     if not files:
         session.error(f"no benchmark is named {' or '.join(names)}: look into bench/")
