@@ -280,6 +280,20 @@ async def test_a_server_serves_a_session_unchanged() -> None:
             await refused.receive_some()
 
 
+async def test_a_server_ends_with_the_session_it_serves() -> None:
+    async with sessions() as pair, trio.open_nursery() as nursery:
+        server = trionet.Server(receive_all)
+
+        async def serve_it() -> None:
+            with pytest.raises(SessionBrokenError, match="the peer closed the session"):
+                await server.serve([pair.server.listener()])
+
+        nursery.start_soon(serve_it)
+        await wait_all_tasks_blocked()
+
+        await pair.client.aclose()
+
+
 async def test_a_draining_server_ends_idle_waits_on_streams() -> None:
     idle_ended = trio.Event()
 

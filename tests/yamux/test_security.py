@@ -214,6 +214,15 @@ def test_s7_reset_streams_leave_the_backlog_at_once() -> None:
     assert accept(end).id == 2001
 
 
+def test_s7_so_do_those_that_had_ended_before_and_hold_data() -> None:
+    end = Endpoint()
+
+    end.feed(data(1, b"never seen", SYN | FIN), update(1, RST))
+
+    assert end.session.accept() is None
+    assert end.session.streams == {}
+
+
 def test_s7_more_resets_than_the_bucket_holds_end_the_session() -> None:
     end = Endpoint(MuxConfig(reset_burst=10, reset_rate=1))
 
@@ -530,6 +539,20 @@ def test_s15_a_closed_stream_reads_on_until_the_peer_ends() -> None:
     joined.settle()
     assert near.state is State.FINISHED
     assert joined.server.streams == {}
+
+
+def test_s15_what_was_only_lent_is_not_sent_after_a_close() -> None:
+    end = Endpoint()
+    stream = opened(end)
+    end.session.put(stream, b"kept")
+    end.session.lend(stream, memoryview(b"lent"))
+
+    end.session.close(stream)
+
+    assert [str(frame) for frame in end.pull()] == [
+        "DATA - stream 1 length 4",
+        "WINDOW_UPDATE FIN stream 1 length 0",
+    ]
 
 
 def test_s15_a_peer_that_sends_on_for_long_is_reset() -> None:
