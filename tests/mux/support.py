@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 DEFAULTS = MuxConfig()
 QUIET = MuxConfig(keepalive=None)
 
-# What one packet of a link carries.
-SEGMENT = 1460
+# What arrives at once.
+SEGMENT = 4096
 
 StreamPair = tuple[trio.abc.Stream, trio.abc.Stream]
 
