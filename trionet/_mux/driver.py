@@ -90,14 +90,14 @@ class Driver:
           on_news: called by `wake` when something rare has happened.
         """
         self._carrier = carrier
-        self.core = Session(role, config, clock=trio.current_time)
-        self.on_news = on_news
-        self.closed = False
-        self.done = trio.Event()
-        self.token = trio.lowlevel.current_trio_token()
+        self.core: Session = Session(role, config, clock=trio.current_time)
+        self.on_news: Callable[[], None] = on_news
+        self.closed: bool = False
+        self.done: trio.Event = trio.Event()
+        self.token: trio.lowlevel.TrioToken = trio.lowlevel.current_trio_token()
         named = adopt(carrier)
-        self.local_address = _address(named, "local_address")
-        self.remote_address = _address(named, "remote_address")
+        self.local_address: Address = _address(named, "local_address")
+        self.remote_address: Address = _address(named, "remote_address")
         self._scope = trio.CancelScope()
         self._timer = trio.CancelScope()
         # The timer's deadline: asking the scope costs more.

@@ -42,7 +42,7 @@ class PeerGaveUp(Exception):  # noqa: N818 - no error of ours, and caught one fl
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
-        self.code = code
+        self.code: int = code
 
 
 class Inbound:
@@ -50,33 +50,33 @@ class Inbound:
 
     def __init__(self, config: MuxConfig, *, client: bool, clock: Callable[[], float]) -> None:
         now = clock()
-        self.config = config
-        self.clock = clock
-        self.client = client
-        self.output = Output(config.max_frame_size, self._settle)
-        self.budget = WindowBudget(config.window_budget)
+        self.config: MuxConfig = config
+        self.clock: Callable[[], float] = clock
+        self.client: bool = client
+        self.output: Output = Output(config.max_frame_size, self._settle)
+        self.budget: WindowBudget = WindowBudget(config.window_budget)
         self.streams: dict[int, Stream] = {}
         # Streams of the peer's that nobody accepted yet, oldest first.
         self.backlog: dict[int, Stream] = {}
-        self.inbound = 0
-        self.outbound = 0
-        self.unacknowledged = 0
-        self.resets = 0
-        self.next_id = 1 if client else 2
-        self.last_peer_id = 0
+        self.inbound: int = 0
+        self.outbound: int = 0
+        self.unacknowledged: int = 0
+        self.resets: int = 0
+        self.next_id: int = 1 if client else 2
+        self.last_peer_id: int = 0
         self._skipped_ids: dict[int, None] = {}
-        self.refusing = False
-        self.peer_going_away = False
+        self.refusing: bool = False
+        self.peer_going_away: bool = False
         # What the caller is to look at.
         self.readable: list[Stream] = []
-        self.writable = self.output.writable
+        self.writable: list[Stream] = self.output.writable
         self.answered: list[tuple[int, float]] = []
-        self.news = False
+        self.news: bool = False
         # Closed streams: until their last bytes are sent, then until the peer ends too.
         self.tails: Deadlines[Stream] = Deadlines(config.tail_timeout)
         self.lingering: Deadlines[Stream] = Deadlines(config.linger)
-        self.keepalive = Keepalive(config.keepalive, config.keepalive_timeout, now)
-        self.round_trip = RoundTrip()
+        self.keepalive: Keepalive = Keepalive(config.keepalive, config.keepalive_timeout, now)
+        self.round_trip: RoundTrip = RoundTrip()
         self._bucket = TokenBucket(config.reset_rate, config.reset_burst, now)
         # Values of pings on their way, and when they left.
         self._pings: dict[int, float] = {}
@@ -220,6 +220,14 @@ class Inbound:
         self.news = True
         return stream
 
+    def _open_outbound(self, weight: int) -> Stream:
+        stream = Stream(self.next_id, weight, self.config.window, self.clock())
+        self.next_id += 2
+        self.outbound += 1
+        self.unacknowledged += 1
+        self.streams[stream.id] = stream
+        return stream
+
     def _use_id(self, stream_id: int) -> None:
         """See that no id is used twice; those skipped a moment ago may still come.
 
@@ -357,4 +365,14 @@ class Inbound:
                 stream.acknowledged = True
         else:
             self.inbound -= 1
+        self.news = True
+
+    def _forget_all(self) -> None:
+        """Empty the tables: the session has failed."""
+        self.streams.clear()
+        self.backlog.clear()
+        self.tails.clear()
+        self.lingering.clear()
+        self._pings.clear()
+        self.inbound = self.outbound = self.unacknowledged = 0
         self.news = True

@@ -81,9 +81,9 @@ class Output:
         self.ring: OrderedDict[Stream, None] = OrderedDict()
         self.go_away: int | None = None
         self.last_words: int | None = None
-        self.silent = False
+        self.silent: bool = False
         self.writable: list[Stream] = []
-        self.bytes_out = 0
+        self.bytes_out: int = 0
 
     @property
     def waiting(self) -> bool:

@@ -75,8 +75,8 @@ class Session(Inbound):
             raise ValueError(f"the role must be 'client' or 'server', got {role!r}")
         super().__init__(config or MuxConfig(), client=role == "client", clock=clock)
         self.failure: Failure | None = None
-        self.closing = False
-        self.bytes_in = 0
+        self.closing: bool = False
+        self.bytes_in: int = 0
         # The ping whose answer tells that the peer has read everything.
         self._wants_barrier = False
         self._barrier: int | None = None
@@ -177,11 +177,7 @@ class Session(Inbound):
         assert self.can_open
         assert self.ids_left
         assert self.failure is None
-        stream = Stream(self.next_id, weight, self.config.window, self.clock())
-        self.next_id += 2
-        self.outbound += 1
-        self.unacknowledged += 1
-        self.streams[stream.id] = stream
+        stream = self._open_outbound(weight)
         stream.due = SYN
         self._grant_more(stream)
         return stream
@@ -306,17 +302,11 @@ class Session(Inbound):
             return
         self.failure = failure
         self.output.end(say)
-        self.tails.clear()
-        self.lingering.clear()
-        self.backlog.clear()
         for stream in self.streams.values():
             stream.drop_output()
             stream.incoming.release(self.budget)
             self._wake(stream)
-        self.streams.clear()
-        self.inbound = self.outbound = self.unacknowledged = 0
-        self._pings.clear()
-        self.news = True
+        self._forget_all()
 
     @property
     def next_timeout(self) -> float:

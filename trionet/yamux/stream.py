@@ -31,10 +31,10 @@ class State(Enum):
     CUT = (False, False, "cut")
 
     def __init__(self, sends: bool, receives: bool, how: str = "") -> None:
-        self.sends = sends
-        self.receives = receives
-        self.over = not sends and not receives
-        self.cut_short = bool(how)
+        self.sends: bool = sends
+        self.receives: bool = receives
+        self.over: bool = not sends and not receives
+        self.cut_short: bool = bool(how)
 
 
 class Event(Enum):
@@ -114,24 +114,24 @@ class Stream:
     )
 
     def __init__(self, stream_id: int, weight: int, window: int, now: float) -> None:
-        self.id = stream_id
-        self.weight = weight
-        self.state = State.OPEN
+        self.id: int = stream_id
+        self.weight: int = weight
+        self.state: State = State.OPEN
         self.why: str | None = None
-        self.due = 0
-        self.in_ring = False
-        self.deficit = 0
-        self.acknowledged = False
-        self.closed = False
-        self.dropped = 0
-        self.outgoing = SendWindow()
-        self.incoming = ReceiveWindow(window, now)
+        self.due: int = 0
+        self.in_ring: bool = False
+        self.deficit: int = 0
+        self.acknowledged: bool = False
+        self.closed: bool = False
+        self.dropped: int = 0
+        self.outgoing: SendWindow = SendWindow()
+        self.incoming: ReceiveWindow = ReceiveWindow(window, now)
         self.inbox: deque[bytes | bytearray] | None = None
-        self.offset = 0
+        self.offset: int = 0
         self.outbox: bytes | bytearray | None = None
         self.lent: memoryview | None = None
-        self.lent_at = 0
-        self.sent = 0
+        self.lent_at: int = 0
+        self.sent: int = 0
         self.reader: Any = None
         self.writer: Any = None
 

@@ -94,8 +94,8 @@ class Keepalive:
     def __init__(self, interval: float | None, timeout: float, now: float) -> None:
         self._interval = inf if interval is None else interval
         self._timeout = timeout
-        self.heard_at = now
-        self.asked = False
+        self.heard_at: float = now
+        self.asked: bool = False
         # None while our question waits behind output that the carrier does not take: that is no
         # silence of the peer's, and the limit on a stalled carrier watches it.
         self._asked_at: float | None = None

@@ -43,7 +43,7 @@ class SendWindow:
     __slots__ = ("credit",)
 
     def __init__(self) -> None:
-        self.credit = WINDOW
+        self.credit: int = WINDOW
 
     def grant(self, delta: int) -> None:
         """Add what a window update brought.
@@ -74,8 +74,8 @@ class WindowBudget:
     __slots__ = ("left", "total")
 
     def __init__(self, total: int) -> None:
-        self.total = total
-        self.left = total
+        self.total: int = total
+        self.left: int = total
 
     @property
     def used(self) -> int:
@@ -110,11 +110,11 @@ class ReceiveWindow:
 
     def __init__(self, size: int, now: float) -> None:
         # What exceeds the protocol's own is granted with the first frame, SYN or ACK.
-        self.size = size
-        self.remaining = WINDOW
-        self.consumed = size - WINDOW
-        self.extra = 0
-        self.granted_at = now
+        self.size: int = size
+        self.remaining: int = WINDOW
+        self.consumed: int = size - WINDOW
+        self.extra: int = 0
+        self.granted_at: float = now
 
     @property
     def buffered(self) -> int:
