@@ -76,16 +76,13 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
         return f"<MuxStream {self.local_address} -> {self._driver.remote_address} {state}>"
 
     def __del__(self) -> None:
-        try:
-            driver, record = self._driver, self._record
-        except AttributeError:
-            return  # __init__ did not come so far
+        driver, record = self._driver, self._record
         if record.closed or driver.core.streams.get(record.id) is not record:
             return
-        warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=1)
         with suppress(trio.RunFinishedError):
             # Not here: the garbage collector runs anywhere, in the middle of the protocol too.
             driver.token.run_sync_soon(_abandon, driver, record)
+        warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=1)
 
     @property
     def stream_id(self) -> int:

@@ -376,3 +376,6 @@ class Inbound:
         self._pings.clear()
         self.inbound = self.outbound = self.unacknowledged = 0
         self.news = True
+
+    def _announce(self) -> None:
+        self.news = True

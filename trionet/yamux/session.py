@@ -121,7 +121,7 @@ class Session(Inbound):
             for value in output.pings:
                 self._pings[value] = now
             self.keepalive.sent(now)
-            self.news = True
+            self._announce()
         if self.closing and not output.waiting and not output.silent and self._all_said():
             output.last_words = NORMAL
             if self._wants_barrier:
@@ -250,7 +250,7 @@ class Session(Inbound):
         self.finish(stream)
         if stream.due & FIN:
             self.tails.start(stream, self.clock())
-            self.news = True
+            self._announce()
         self._read_off(stream, stream.drop_input())
         self._settle(stream)
 
@@ -291,7 +291,7 @@ class Session(Inbound):
         for stream in list(self.streams.values()):
             self.close(stream)
             self._wake(stream)
-        self.news = True
+        self._announce()
 
     def fail(self, failure: Failure, *, say: int | None = None) -> None:
         """End the session at once: nothing is sent any more, but the code ``say``, if it is given.
