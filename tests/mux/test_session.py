@@ -737,6 +737,40 @@ async def test_s15_an_early_close_does_not_eat_the_reply() -> None:
         assert await receive_all(near) == b"413 too large"
 
 
+async def test_s15_a_peer_that_never_ends_its_direction_is_reset_in_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with sessions() as pair:
+        near, far = await pair.streams()
+        await far.aclose()
+        assert await near.receive_some() == b""
+
+        await trio.sleep(4.9)
+        assert pair.server.statistics().opened_there == 1
+        # A byte, which says that the peer is there, is no reason to wait longer.
+        await near.send_all(b"still talking")
+        await trio.sleep(0.2)
+
+        with pytest.raises(StreamResetError):
+            await near.send_all(b"x")
+        assert pair.server.statistics().opened_there == 0
+
+
+async def test_a_session_runs_over_a_stream_of_another() -> None:
+    async with sessions() as outer, trio.open_nursery() as nursery:
+
+        async def carrier() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+            return await outer.streams()
+
+        async with sessions(carrier) as inner:
+            near, far = await inner.streams()
+            nursery.start_soon(echo, far)
+            await near.send_all(bytes(100_000))
+            await near.send_eof()
+            assert await receive_all(near) == bytes(100_000)
+            await near.aclose()
+
+
 async def test_s17_bulk_data_is_a_sign_of_life(autojump_clock: trio.testing.MockClock) -> None:
     """A ping behind ten seconds of data on a slow line kills nobody."""
     config = MuxConfig(keepalive=1, keepalive_timeout=1)
