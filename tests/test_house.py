@@ -48,6 +48,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "tls_engine",
             "relay",
             "tls",
+            "tuning",
             "system",
             "network",
         ),

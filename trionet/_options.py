@@ -13,12 +13,21 @@ if TYPE_CHECKING:
 
 __all__ = ("Backoff", "MemoryOptions", "ProxyProtocol", "SocketOptions")
 
+# What setsockopt(2) takes.
+C_INT_MAX = 2**31 - 1
+
 
 def _require_int(owner: object, name: str, value: object, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{type(owner).__name__}.{name} must be an int, got {value!r}")
     if value < minimum:
         raise ValueError(f"{type(owner).__name__}.{name} must be at least {minimum}, got {value!r}")
+
+
+def _require_c_int(owner: object, name: str, value: object) -> None:
+    _require_int(owner, name, value, minimum=1)
+    if value > C_INT_MAX:  # type: ignore[operator]
+        raise ValueError(f"{type(owner).__name__}.{name} must be at most {C_INT_MAX}, got {value}")
 
 
 def _require_bool(owner: object, name: str, value: object) -> None:
@@ -41,21 +50,70 @@ def _require_number(owner: object, name: str, value: object, minimum: float) -> 
 class SocketOptions:
     """How a TCP or Unix socket is set up.
 
+    None leaves to the system what it does anyway. What a listener has, the connections it accepts
+    have too. An option that this platform lacks, or that makes no sense for a socket, is an error
+    of the call that gets it, never ignored; ``no_delay`` alone may be given for Unix sockets,
+    which have no such delay.
+
     Attributes:
       no_delay: send small segments at once (TCP_NODELAY). On by default: a program that hands
-        whole messages to ``send_all`` only loses by waiting for more. Ignored on Unix sockets,
-        which have no such delay.
-      reuse_port: let several listeners share one TCP port (SO_REUSEPORT), the kernel spreading
-        connections over them. Off by default: with it on, a second server started by mistake
-        silently takes half of the traffic.
+        whole messages to ``send_all`` only loses by waiting for more.
+      keepalive: find out that a silent peer is gone (SO_KEEPALIVE): ``True`` with the system's
+        times, on Linux two hours; or (idle, interval, count): seconds of silence before the first
+        probe, seconds between probes, and how many go unanswered before the connection breaks.
+      user_timeout: seconds that sent data may stay unacknowledged before the connection breaks
+        (TCP_USER_TIMEOUT, RFC 5482). The system's own is some 15 minutes on Linux.
+      fast_open: carry the first data in the first segment (RFC 7413). When listening, how many
+        such connections may be waiting; Linux serves them where bit 2 of net.ipv4.tcp_fastopen is
+        set. When dialling, ``True``: the connection is then made by the first send, and its
+        failure shows there, so this is for protocols in which the client speaks first.
+      defer_accept: seconds that the kernel waits for a client's first byte before the connection
+        is accepted (TCP_DEFER_ACCEPT); for listening, and for protocols in which the client speaks
+        first.
+      reuse_port: let several sockets share one TCP port (SO_REUSEPORT), the kernel spreading
+        connections over the listening ones. Off by default: with it on, a second server started
+        by mistake silently takes half of the traffic.
+      send_buffer: bytes that the kernel takes before ``send_all`` waits (SO_SNDBUF). It has bounds
+        of its own, and Linux doubles the number for its bookkeeping.
+      receive_buffer: bytes that the kernel holds for a slow reader (SO_RCVBUF), likewise.
+      not_sent_low_water: bytes not yet sent below which the kernel asks for more
+        (TCP_NOTSENT_LOWAT): what waits in the kernel can no longer be overtaken.
     """
 
     no_delay: bool = True
+    keepalive: Literal[True] | tuple[int, int, int] | None = None
+    user_timeout: float | None = None
+    fast_open: bool | int | None = None
+    defer_accept: int | None = None
     reuse_port: bool = False
+    send_buffer: int | None = None
+    receive_buffer: int | None = None
+    not_sent_low_water: int | None = None
 
     def __post_init__(self) -> None:
         _require_bool(self, "no_delay", self.no_delay)
         _require_bool(self, "reuse_port", self.reuse_port)
+        for name in ("defer_accept", "send_buffer", "receive_buffer", "not_sent_low_water"):
+            if getattr(self, name) is not None:
+                _require_c_int(self, name, getattr(self, name))
+        if self.fast_open is not None and self.fast_open is not True:
+            _require_c_int(self, "fast_open", self.fast_open)
+        if self.user_timeout is not None:
+            # To the millisecond, in an unsigned int of C.
+            _require_number(self, "user_timeout", self.user_timeout, minimum=0.001)
+            if self.user_timeout > C_INT_MAX / 1000:
+                raise ValueError(
+                    f"SocketOptions.user_timeout must be at most {C_INT_MAX // 1000}, "
+                    f"got {self.user_timeout!r}"
+                )
+        if self.keepalive is not None and self.keepalive is not True:
+            if not isinstance(self.keepalive, tuple) or len(self.keepalive) != 3:
+                raise TypeError(
+                    "SocketOptions.keepalive must be True or (idle, interval, count), "
+                    f"got {self.keepalive!r}"
+                )
+            for value in self.keepalive:
+                _require_c_int(self, "keepalive", value)
 
 
 @final

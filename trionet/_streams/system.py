@@ -17,6 +17,7 @@ from .._address import UNIX_PATH_MAX, Address
 from .._errors import Ungrouped
 from . import readiness
 from .sockets import SocketListener, SocketStream, inode_of
+from .tuning import Tuning, tuning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,8 +43,9 @@ async def dial_socket(
 
     If cancelled, no socket is left behind.
     """
+    wanted = tuning(options, "dialling", unix=target.network == "unix")
     if target.network == "unix":
-        sock = _new_socket(socket.AF_UNIX, options)
+        sock = _new_socket(socket.AF_UNIX, wanted)
         try:
             if local is not None:
                 sock.bind(_unix_name(local))
@@ -62,10 +64,10 @@ async def dial_socket(
     if not attempts:
         raise OSError(errno.EADDRNOTAVAIL, f"{target} and {local} have no address family in common")
     if len(attempts) == 1:
-        sock = await attempts[0].run(options)
+        sock = await attempts[0].run(wanted)
         winner = attempts[0]
     else:
-        sock, winner = await _race(attempts, options)
+        sock, winner = await _race(attempts, wanted)
     # Its name is kept: a socket whose peer is gone does not know it any more.
     return SocketStream(sock, peername=winner.name)
 
@@ -80,8 +82,8 @@ class _Attempt:
         self.local_name = local_name
         self.failed = trio.Event()
 
-    async def run(self, options: SocketOptions) -> socket.socket:
-        sock = _new_socket(self.family, options)
+    async def run(self, wanted: Tuning) -> socket.socket:
+        sock = _new_socket(self.family, wanted)
         try:
             if self.local_name is not None:
                 # Several connections may leave from one port, as long as the far ends differ.
@@ -94,9 +96,7 @@ class _Attempt:
         return sock
 
 
-async def _race(
-    attempts: Sequence[_Attempt], options: SocketOptions
-) -> tuple[socket.socket, _Attempt]:
+async def _race(attempts: Sequence[_Attempt], wanted: Tuning) -> tuple[socket.socket, _Attempt]:
     """Happy eyeballs (RFC 8305): each attempt starts when the one before failed or lingers."""
     winner: tuple[socket.socket, _Attempt] | None = None
     errors: list[OSError] = []
@@ -104,7 +104,7 @@ async def _race(
     async def attempt(one: _Attempt) -> None:
         nonlocal winner
         try:
-            sock = await one.run(options)
+            sock = await one.run(wanted)
         except OSError as exc:
             errors.append(exc)
             one.failed.set()
@@ -157,15 +157,17 @@ async def listen_socket(
 
     If cancelled, or one of several fails, no socket is left behind.
     """
+    wanted = tuning(options, "listening", unix=target.network == "unix")
     if target.network == "unix":
-        return [_listen_unix(target, options, backlog)]
-    return _listen_on_all(await _resolve(target, passive=True), target, options, backlog)
+        return [_listen_unix(target, wanted, backlog)]
+    return _listen_on_all(await _resolve(target, passive=True), target, wanted, backlog)
 
 
 def listen_socket_now(target: Address, options: SocketOptions) -> list[SocketListener]:
     """Listen as `listen_socket` does, outside of trio; a name is looked up here and then."""
+    wanted = tuning(options, "listening", unix=target.network == "unix")
     if target.network == "unix":
-        return [_listen_unix(target, options, None)]
+        return [_listen_unix(target, wanted, None)]
     infos = socket.getaddrinfo(
         target.host or None,
         target.port,
@@ -173,15 +175,15 @@ def listen_socket_now(target: Address, options: SocketOptions) -> list[SocketLis
         socket.SOCK_STREAM,
         flags=socket.AI_PASSIVE,
     )
-    return _listen_on_all(_sorted(infos, target, passive=True), target, options, None)
+    return _listen_on_all(_sorted(infos, target, passive=True), target, wanted, None)
 
 
 def _listen_on_all(
-    infos: list[tuple[int, Any]], target: Address, options: SocketOptions, backlog: int | None
+    infos: list[tuple[int, Any]], target: Address, wanted: Tuning, backlog: int | None
 ) -> list[SocketListener]:
     for attempt in range(PORT_ATTEMPTS):
         try:
-            return _listen_tcp(infos, options, backlog, may_lack_family=not target.host)
+            return _listen_tcp(infos, wanted, backlog, may_lack_family=not target.host)
         except OSError as exc:
             # Only the port we took from the first listener's luck can be had elsewhere.
             taken = exc.errno == errno.EADDRINUSE and target.port == 0
@@ -192,7 +194,7 @@ def _listen_on_all(
 
 def _listen_tcp(
     infos: Iterable[tuple[int, Any]],
-    options: SocketOptions,
+    wanted: Tuning,
     backlog: int | None,
     *,
     may_lack_family: bool,
@@ -204,7 +206,7 @@ def _listen_tcp(
             if name[1] == 0 and listeners:
                 name = (name[0], listeners[0].address.port, *name[2:])
             try:
-                listeners.append(_listen_one(family, name, options, backlog))
+                listeners.append(_listen_one(family, name, wanted, backlog))
             except OSError as exc:
                 # A machine without IPv6 has it in its resolver all the same.
                 if not may_lack_family or exc.errno not in {
@@ -223,16 +225,12 @@ def _listen_tcp(
     return listeners
 
 
-def _listen_one(
-    family: int, name: Any, options: SocketOptions, backlog: int | None
-) -> SocketListener:
-    sock = _new_socket(family, options)
+def _listen_one(family: int, name: Any, wanted: Tuning, backlog: int | None) -> SocketListener:
+    sock = _new_socket(family, wanted)
     try:
         if sys.platform != "win32":
             # Without it a restarted server waits for its predecessor's TIME_WAIT connections.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if options.reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             # Else this listener would also take, or clash over, the IPv4 port.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -241,15 +239,17 @@ def _listen_one(
         except OSError as exc:
             raise OSError(exc.errno, f"{exc.strerror}: {_printable(name)}") from exc
         sock.listen(_backlog(backlog))
+        for setting in wanted.listening:
+            setting.apply(sock)
         return SocketListener(sock)
     except BaseException:
         sock.close()
         raise
 
 
-def _listen_unix(target: Address, options: SocketOptions, backlog: int | None) -> SocketListener:
+def _listen_unix(target: Address, wanted: Tuning, backlog: int | None) -> SocketListener:
     path = target.path or ""
-    sock = _new_socket(socket.AF_UNIX, options)
+    sock = _new_socket(socket.AF_UNIX, wanted)
     temporary: str | None = None
     try:
         if path.startswith("@"):
@@ -295,13 +295,12 @@ def _temporary_path(path: str) -> str:
     return temporary
 
 
-def _new_socket(family: int, options: SocketOptions) -> socket.socket:
+def _new_socket(family: int, wanted: Tuning) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        if family != getattr(socket, "AF_UNIX", None):
-            # Set on a listening socket, too: what it accepts inherits it.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, options.no_delay)
+        for setting in wanted.before:
+            setting.apply(sock)
     except BaseException:
         sock.close()
         raise
