@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Final, final
 
-__all__ = ("MEMORY_NETWORKS", "NETWORKS", "TCP_NETWORKS", "Address")
+__all__ = ("MEMORY_NETWORKS", "NETWORKS", "TCP_NETWORKS", "Address", "printable")
 
 MEMORY_NETWORKS: Final = ("memu", "memb")
 TCP_NETWORKS: Final = ("tcp", "tcp4", "tcp6")
@@ -96,6 +96,14 @@ def _parse_host_port(network: str, address: str) -> tuple[str, int]:
         raise ValueError(f"{wrong}: an IPv6 host must stand in brackets")
     _check_host(network, host, wrong)
     return host, int(digits)
+
+
+def printable(address: Address) -> str:
+    """Give ``address`` for a log or a repr: what its owner named it cannot break out of its line.
+
+    Control characters and what turns text around come as escapes (CVE-2020-7694).
+    """
+    return repr(str(address))[1:-1]
 
 
 def _check_host(network: str, host: str, wrong: str) -> None:

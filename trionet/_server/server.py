@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import trio
 
+from .._address import printable
 from .._errors import ReceiveInterrupted, Ungrouped
 from ..abc import Listener, Stream
 from .accept import Accepting
@@ -104,7 +105,7 @@ class Server:
         self.draining: trio.Event = trio.Event()
 
     def __repr__(self) -> str:
-        where = ", ".join(f"{a.network} {a}" for a in self.addresses)
+        where = ", ".join(f"{a.network} {printable(a)}" for a in self.addresses)
         state = "closed" if self._closed.is_set() else "draining" if self.draining.is_set() else ""
         return f"<Server {' '.join(filter(None, (state, where)))} active={len(self._connections)}>"
 

@@ -18,7 +18,7 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from .._address import Address
+from .._address import Address, printable
 from ..abc import Listener, Stream
 from .pipe import Pipe
 
@@ -60,7 +60,8 @@ class MemoryStream(Stream, trio.abc.HalfCloseableStream):
     def __repr__(self) -> str:
         state = " closed" if self._closed else ""
         local = self.local_address
-        return f"<MemoryStream {local.network} {local} -> {self.remote_address}{state}>"
+        peer = printable(self.remote_address)
+        return f"<MemoryStream {local.network} {printable(local)} -> {peer}{state}>"
 
     @property
     def local_address(self) -> Address:
@@ -255,7 +256,7 @@ class MemoryListener(Listener[MemoryStream]):
 
     def __repr__(self) -> str:
         state = " closed" if self._closed else ""
-        return f"<MemoryListener {self._address.network} {self._address}{state}>"
+        return f"<MemoryListener {self._address.network} {printable(self._address)}{state}>"
 
     @property
     def address(self) -> Address:

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, final
 import trio
 from trio.lowlevel import checkpoint
 
+from .._address import printable
 from .._options import ProxyProtocol
 from ..abc import Listener, Stream
 from . import readiness
@@ -72,7 +73,7 @@ class ProxyStream(Stream):
 
     def __repr__(self) -> str:
         header = self.proxy_header
-        state = "no header yet" if header is None else f"for {self.remote_address}"
+        state = "no header yet" if header is None else f"for {printable(self.remote_address)}"
         return f"<{type(self).__name__} over {self.transport!r}, {state}>"
 
     @property

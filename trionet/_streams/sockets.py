@@ -21,7 +21,7 @@ from typing import IO, Any, Final, final
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 
-from .._address import Address
+from .._address import Address, printable
 from .._errors import ReceiveInterrupted
 from ..abc import Listener, Stream
 from . import readiness
@@ -157,7 +157,8 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         if self.closed:
             return "<SocketStream closed>"
         local = self.local_address
-        return f"<SocketStream {local.network} {local} -> {self.remote_address}>"
+        peer = printable(self.remote_address)
+        return f"<SocketStream {local.network} {printable(local)} -> {peer}>"
 
     @property
     def local_address(self) -> Address:
@@ -516,7 +517,7 @@ class SocketListener(Listener[SocketStream]):
 
     def __repr__(self) -> str:
         state = " closed" if self.socket.fileno() == -1 else ""
-        return f"<SocketListener {self._address.network} {self._address}{state}>"
+        return f"<SocketListener {self._address.network} {printable(self._address)}{state}>"
 
     @property
     def address(self) -> Address:
