@@ -65,11 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _serve(options: argparse.Namespace, context: ssl.SSLContext | None) -> None:
     """Listen, tell, serve, and tell how it ended. If cancelled, the server ends at once."""
     listeners: list[Listener[Stream]] = []
+    trusted = options.proxy_protocol
+    proxies = trionet.ProxyProtocol(trusted=trusted) if trusted else None
     try:
         for bind in options.bind:
-            listeners += await _listen(bind, None)
+            listeners += await _listen(bind, None, proxies)
         for bind in options.tls_bind:
-            listeners += await _listen(bind, context)
+            listeners += await _listen(bind, context, proxies)
     except BaseException:
         for listener in listeners:
             listener.close()
@@ -84,12 +86,16 @@ async def _serve(options: argparse.Namespace, context: ssl.SSLContext | None) ->
 
 
 async def _listen(
-    bind: tuple[str, str], context: ssl.SSLContext | None
+    bind: tuple[str, str],
+    context: ssl.SSLContext | None,
+    proxies: trionet.ProxyProtocol | None,
 ) -> Sequence[Listener[Stream]]:
     """Listen on one address, and tell. If cancelled, nothing is left listening."""
     network, address = bind
     try:
-        listeners = await trionet.listen(network, address, ssl_context=context)
+        listeners = await trionet.listen(
+            network, address, ssl_context=context, proxy_protocol=proxies
+        )
     except OSError as exc:
         raise OSError(f"cannot listen on {network}:{address}: {exc}") from exc
     for listener in listeners:
@@ -148,6 +154,15 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cert", metavar="FILE", help="certificate chain for --tls-bind, in PEM")
     parser.add_argument("--key", metavar="FILE", help="its private key; a throw-away one if absent")
     parser.add_argument(
+        "--proxy-protocol",
+        metavar="PROXY",
+        action="append",
+        default=[],
+        type=_trusted,
+        help="expect a PROXY protocol header on every connection, and only from this proxy: "
+        "an address, a network such as 10.0.0.0/8, or unix; may be repeated",
+    )
+    parser.add_argument(
         "--root", metavar="DIR", type=_root, default=SITE, help="the folder; a small site if absent"
     )
     parser.add_argument("--no-access-log", action="store_true", help="do not print requests")
@@ -170,6 +185,14 @@ def _bind(text: str) -> tuple[str, str]:
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
     return network, address
+
+
+def _trusted(text: str) -> str:
+    try:
+        trionet.ProxyProtocol(trusted=[text])
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+    return text
 
 
 def _root(text: str) -> str:

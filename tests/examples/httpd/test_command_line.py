@@ -227,6 +227,7 @@ def test_a_second_signal_stops_at_once(root: Path) -> None:
         (["--cert", "x.pem"], "--cert and --key go together"),
         (["--cert", "x.pem", "--key", "y.pem"], "--tls-bind, which is missing"),
         (["--tls-bind", "tcp::0", "--cert", "x.pem", "--key", "y.pem"], "cannot use --cert x.pem"),
+        (["--proxy-protocol", "10.0.0.0/99"], "10.0.0.0/99"),
         (["--unknown"], "unrecognized arguments"),
     ],
 )
