@@ -100,6 +100,11 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def descriptors_of(pid: int) -> int:
+    """Count the open descriptors of another process."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
 @linux_only
 def test_out_of_descriptors_it_neither_spins_nor_chatters_and_recovers() -> None:
     with ExitStack() as stack:
@@ -111,6 +116,9 @@ def test_out_of_descriptors_it_neither_spins_nor_chatters_and_recovers() -> None
 
         with socket.create_connection(where, timeout=5) as early:
             assert ask(early) == b"hello"
+            # Until the server has closed, too.
+            assert early.recv(1) == b""
+        base = descriptors_of(process.pid)
         clients = [connect() for _ in range(80)]
         begun, used = time.monotonic(), processor_seconds(process.pid)
         # The kernel decides when the backlog moves, and no virtual clock reaches another process.
@@ -139,6 +147,9 @@ def test_out_of_descriptors_it_neither_spins_nor_chatters_and_recovers() -> None
                 if ask(late) == b"hello":
                     break
             assert time.monotonic() < deadline, "it does not recover"
+        while descriptors_of(process.pid) > base:
+            assert time.monotonic() < deadline, "it leaks descriptors"
+            time.sleep(0.01)
         # As far as it was before: as many at once.
         again = [connect() for _ in range(10)]
         assert [ask(sock) for sock in again] == [b"hello"] * 10

@@ -154,6 +154,25 @@ async def test_a_fault_ends_its_own_connection_only(
     assert len(errors) == (3 if FAULTS[fault] == "failed" else 0)
 
 
+async def test_a_connection_that_is_kept_never_becomes_another_clients() -> None:
+    kept: list[Connection] = []
+
+    async def handler(connection: Connection) -> None:
+        kept.append(connection)
+        await connection.send_all(await connection.receive_some())
+
+    async with under_attack(handler) as site:
+        kept.clear()
+        for _ in range(20):
+            await site.serves()
+        assert len({id(connection) for connection in kept}) == 20
+        await site.quiet()
+        for connection in kept:
+            assert connection.closed
+            with pytest.raises(trio.ClosedResourceError):
+                await connection.send_all(b"for somebody else")
+
+
 class AtAnyStep(trio.abc.Instrument):
     """Calls ``action`` after the n-th step of whichever task."""
 

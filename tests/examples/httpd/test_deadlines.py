@@ -28,7 +28,7 @@ async def test_a_head_that_does_not_end_gets_408_at_the_deadline(
         assert await answers.at_end()
 
 
-async def test_trickling_bytes_do_not_move_the_deadline(
+async def test_cve_2018_12122_trickling_bytes_do_not_move_the_deadline(
     root: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with serving(root, network="memb") as site, await site.dial() as stream:
