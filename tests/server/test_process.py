@@ -342,6 +342,24 @@ def test_with_reuse_port_each_worker_has_one_socket_at_the_same_port(
         socket.create_connection(address, timeout=5)
 
 
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="no SO_REUSEPORT")
+def test_a_unix_socket_is_shared_also_where_tcp_ports_are_reused(
+    programs: list[Program], path: str
+) -> None:
+    binds = [("tcp", "127.0.0.1:0"), ("unix", path)]
+    program = Program(f"run_workers(main, 2, binds={binds}, reuse_port=True)")
+    programs.append(program)
+    lines = [program.line() for _ in range(2)]
+    assert all(line.startswith("worker ") for line in lines)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        sock.connect(path)
+        sock.send(b"sockets\n")
+        assert sock.recv(100) == b"2"
+    program.signal(signal.SIGTERM)
+    assert program.end()[0] == 0
+
+
 def test_sockets_that_listen_already_are_shared(programs: list[Program]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         program, pids = start(

@@ -191,11 +191,12 @@ def _bind(
     if isinstance(target, socket.socket):
         stack.callback(target.close)
         return [[target]]
-    first = listen_socket_now(target, SocketOptions(reuse_port=copies > 1))
+    several = copies > 1 and target.network != "unix"
+    first = listen_socket_now(target, SocketOptions(reuse_port=several))
     bound = [first]
     for listener in first:
         stack.callback(_close, listener, inode_of(target.path or ""))
-    if target.network != "unix":
+    if several:
         for _ in range(copies - 1):
             # At the very addresses of the first, whose port may have been for the kernel to choose.
             again: list[SocketListener] = []
