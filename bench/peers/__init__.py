@@ -1,0 +1,1 @@
+"""What trionet is measured against, each as a program of its own."""
