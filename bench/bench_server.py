@@ -16,6 +16,7 @@ import trio
 import trionet
 from bench.pairs import in_turns, versions
 from bench.programs import PEERS, Program, Skipped, free_port, httpd, python, running, wrk
+from bench.sockets import tcp_sockets, trio_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,9 +35,6 @@ needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not i
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Program]]:
     """Start the example server and each peer that is there, and tell which."""
     folder = tmp_path_factory.mktemp("www")
-    # nginx may run its worker as somebody else, who must get here.
-    for part in (folder, *folder.parents[:2]):
-        part.chmod(0o755)
     (folder / "1k.bin").write_bytes(b"x" * 1024)
     with contextlib.ExitStack() as stack:
         programs = {"trionet": httpd(folder)}
@@ -140,20 +138,6 @@ async def one_pair(near: trio.abc.Stream, count: int) -> None:
 async def echo(far: trio.abc.Stream) -> None:
     while data := await far.receive_some(64):
         await far.send_all(data)
-
-
-def tcp_sockets() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        near = socket.create_connection(listener.getsockname())
-        far, _ = listener.accept()
-    for sock in (near, far):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return near, far
-
-
-def trio_stream(sock: socket.socket) -> trio.SocketStream:
-    sock.setblocking(False)
-    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
 async def round_trips(wrap: Callable[[socket.socket], trio.abc.Stream], pairs: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -184,7 +185,7 @@ def _hypercorn(folder: Path) -> tuple[str, Program]:
 
 
 NGINX: Final = """
-daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr crit;
+user {user}; daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr crit;
 events {{ worker_connections 1024; }}
 http {{
   access_log off; keepalive_requests 1000000000; open_file_cache max=10;
@@ -199,8 +200,10 @@ def _nginx(folder: Path) -> tuple[str, Program]:
         raise Skipped("nginx is not installed")
     version = subprocess.run([found, "-v"], capture_output=True, text=True, check=True).stderr
     port = free_port()
+    # The worker runs as whoever may read the folder.
+    user = pwd.getpwuid(os.getuid()).pw_name
     configuration = folder / "nginx.conf"
-    configuration.write_text(NGINX.format(folder=folder, port=port))
+    configuration.write_text(NGINX.format(user=user, folder=folder, port=port))
     program = Program([found, "-e", "stderr", "-c", str(configuration)], port)
     return version.strip().removeprefix("nginx version: "), program
 

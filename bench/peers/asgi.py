@@ -16,7 +16,11 @@ async def application(
     receive: Callable[[], Awaitable[dict[str, Any]]],
     send: Callable[[dict[str, Any]], Awaitable[None]],
 ) -> None:
-    """Answer every request alike; there is nothing to start and nothing to stop."""
-    if scope["type"] == "http":
+    """Answer every request alike. If cancelled, midway."""
+    if scope["type"] == "lifespan":
+        while (event := (await receive())["type"]) != "lifespan.shutdown":
+            await send({"type": f"{event}.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+    else:
         await send({"type": "http.response.start", "status": 200, "headers": FIELDS})
         await send({"type": "http.response.body", "body": BODY})
