@@ -70,6 +70,19 @@ class Stream(trio.abc.Stream):
         """Whether a ``send_all`` is under way; False where a stream does not tell."""
         return False
 
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:  # noqa: ARG002
+        """Hand on a first part of ``data`` without waiting; return how many bytes that is.
+
+        No checkpoint: whoever loops must wait elsewhere, in ``receive_some`` say. A stream that
+        cannot send without waiting takes nothing ever, so ``send_all`` has to follow for the rest.
+
+        Raises:
+          trio.BusyResourceError: a task is sending.
+          trio.BrokenResourceError: the connection is gone.
+          trio.ClosedResourceError: this end was closed, or has sent end of file.
+        """
+        return 0
+
     @abstractmethod
     def is_readable(self) -> bool:
         """Whether bytes, end of file or an error wait to be received. Never waits itself.

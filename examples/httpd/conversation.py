@@ -104,7 +104,11 @@ class Conversation:
                 self.deadline = math.inf
                 wire = self._take_ready()
                 if wire is not None:
-                    await connection.send_all(wire)
+                    # Most often all of it goes; then the wait for the next request, which comes
+                    # in any case, is the checkpoint.
+                    sent = connection.send_nowait(wire)
+                    if sent < len(wire):
+                        await connection.send_all(wire[sent:])
                 if parser.requests:
                     await self._answer_all()
                     if self._closing:

@@ -142,6 +142,10 @@ class Connection(Stream):
         """Send ``data`` as the transport does, with its errors; if cancelled, part of it."""
         return self._transport.send_all(data)
 
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Hand on what the transport takes without waiting; return how many bytes that is."""
+        return self._transport.send_nowait(data)
+
     async def send_file(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:
         """Send part of a file: by the kernel alone over a plain socket, else read in a thread.
 

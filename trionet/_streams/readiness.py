@@ -65,6 +65,11 @@ class _Entry:
         self.ready = False
         self.hung_up = False
 
+    def abort(self, _: object) -> trio.lowlevel.Abort:
+        """Let a cancelled task go."""
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
 
 @final
 class _Hub:
@@ -230,12 +235,7 @@ async def park_readable(sock: socket.socket) -> None:
     if entry.task is not None:
         raise trio.BusyResourceError("another task is waiting for this socket")
     entry.task = trio.lowlevel.current_task()
-
-    def abort(_: object) -> trio.lowlevel.Abort:
-        entry.task = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    await trio.lowlevel.wait_task_rescheduled(abort)
+    await trio.lowlevel.wait_task_rescheduled(entry.abort)
 
 
 def wake(sock: socket.socket) -> None:

@@ -219,13 +219,8 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         self._send_busy = True
         try:
             await checkpoint_if_cancelled()
-            self._check_sendable()
             sock = self.socket
-            try:
-                sent = sock.send(data) if data else 0
-            except BlockingIOError:
-                sent = 0
-            self._sent += sent
+            sent = self._send_some(data)
             # A memoryview's len() counts items, not bytes.
             size = data.nbytes if isinstance(data, memoryview) else len(data)
             if sent == size:
@@ -244,6 +239,15 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
             raise self._translated(exc) from exc
         finally:
             self._send_busy = False
+
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """See `trionet.abc.Stream.send_nowait`."""
+        if self._send_busy:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        try:
+            return self._send_some(data)
+        except OSError as exc:
+            raise self._translated(exc) from exc
 
     async def send_file(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:
         """Send part of a file, by the kernel alone where it can (sendfile(2)).
@@ -460,6 +464,18 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         poll.register(self.socket, events)
         ready = poll.poll(0)
         return ready[0][1] if ready else 0
+
+    def _send_some(self, data: bytes | bytearray | memoryview) -> int:
+        # A closed socket says so itself, but not where there is nothing to send.
+        if self._sent_eof or not data:
+            self._check_sendable()
+            return 0
+        try:
+            sent = self.socket.send(data)
+        except BlockingIOError:
+            return 0
+        self._sent += sent
+        return sent
 
     def _check_sendable(self) -> None:
         if self.closed:
