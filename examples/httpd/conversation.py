@@ -102,7 +102,7 @@ class Conversation:
             parser.feed(data)
             if parser.requests:
                 self.deadline = math.inf
-                wire = self._take_ready()
+                wire = self._take_ready(trio.current_time())
                 if wire is not None:
                     # Most often all of it goes; then the wait for the next request, which comes
                     # in any case, is the checkpoint.
@@ -111,8 +111,8 @@ class Conversation:
                         await connection.send_all(wire[sent:])
                 if parser.requests:
                     await self._answer_all()
-                    if self._closing:
-                        return
+                if self._closing:
+                    return
                 had_head = False
             if parser.refusal is not None:
                 await self._refuse(parser.refusal)
@@ -146,29 +146,28 @@ class Conversation:
             log.add(self.client, "-", answer.status, answer.size)
         await self._flush()
 
-    def _take_ready(self) -> bytes | None:
+    def _take_ready(self, now: float) -> bytes | None:
         """Take the next requests as long as their answers are ready; return those answers.
 
         The common case, a plain GET of what is in memory, in as few steps as can be.
         """
         requests = self._parser.requests
         ready = self._application.ready
-        now = trio.current_time()
         second = int(time.time())
         wires: list[bytes] = []
         size = 0
-        while requests and size < OUT_SIZE:
+        while requests and size < OUT_SIZE and not self._closing:
             request = requests[0]
             if not request.plain:
                 break
             prepared = ready.get(request.target)
             if prepared is None or prepared.fresh_until <= now:
                 break
-            # The last answer of a drain says that it is, and is made elsewhere.
-            if len(requests) == 1 and self._draining.is_set():
-                break
             requests.popleft()
-            wire = prepared.wire(second)
+            # The last answer of a drain says that it is.
+            if not request.keep_alive or (not requests and self._draining.is_set()):
+                self._closing = True
+            wire = prepared.wire(second, close=self._closing)
             wires.append(wire)
             size += len(wire)
             if self._application.log is not None:
@@ -182,7 +181,7 @@ class Conversation:
         """Answer every request that has come, and send the answers."""
         requests = self._parser.requests
         while requests and not self._closing:
-            wire = self._take_ready()
+            wire = self._take_ready(trio.current_time())
             if wire is None:
                 await self._answer(requests.popleft())
                 continue

@@ -70,7 +70,7 @@ class Request:
       version: ``"1.1"``, or ``"1.0"``, or what the client claims.
       headers: by lower-case name; fields that came more than once are joined by ", ".
       keep_alive: whether the client wants the connection to last.
-      plain: whether it is a GET that asks for nothing but its target.
+      plain: whether it is a GET, in HTTP/1.1, that asks for nothing but its target.
       complete: whether the whole body has come.
       body: what has come of the body and was not taken yet.
       body_size: how many bytes of the body have come.
@@ -259,7 +259,6 @@ class RequestParser:
         if (
             request.method == b"GET"
             and request.version == "1.1"
-            and request.keep_alive
             and request.refusal is None
             and SPECIAL.isdisjoint(headers)
         ):

@@ -133,19 +133,32 @@ class Prepared:
       fresh_until: the moment, by trio's clock, until which it may be used as it is.
     """
 
-    __slots__ = ("_second", "_wire", "answer", "body", "fresh_until")
+    __slots__ = ("_closing", "_lasting", "_second", "answer", "body", "fresh_until")
 
     def __init__(self, answer: Answer, fresh_until: float) -> None:
         assert isinstance(answer.body, bytes)
         self.answer = answer
         self.body = answer.body
         self.fresh_until = fresh_until
+        # Both made when they are first asked for, and again every second.
         self._second = 0
-        self._wire = b""
+        self._lasting = b""
+        self._closing = b""
 
-    def wire(self, second: int) -> bytes:
-        """Return head and body, with the Date of ``second``, which is now."""
+    def wire(self, second: int, *, close: bool) -> bytes:
+        """Return head and body, with the Date of ``second``, which is now.
+
+        Args:
+          close: whether to tell that the connection ends with this answer.
+        """
         if self._second != second:
-            self._wire = render_head(self.answer, connection=b"") + self.body
             self._second = second
-        return self._wire
+            self._lasting = self._closing = b""
+        if close:
+            if not self._closing:
+                head = render_head(self.answer, connection=b"connection: close\r\n")
+                self._closing = head + self.body
+            return self._closing
+        if not self._lasting:
+            self._lasting = render_head(self.answer, connection=b"") + self.body
+        return self._lasting

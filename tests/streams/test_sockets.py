@@ -437,3 +437,56 @@ async def test_a_dialled_stream_knows_its_peer_after_a_reset() -> None:
         await trio.sleep(0.001)
     assert repr(client).endswith(f"-> {name}>")
     await client.aclose()
+
+
+async def test_send_nowait_sends_what_the_kernel_takes() -> None:
+    near, far = map(SocketStream, socket.socketpair())
+
+    assert near.send_nowait(b"") == 0
+    assert near.send_nowait(b"hello") == 5
+    assert near.bytes_sent == 5
+    assert await far.receive_some() == b"hello"
+
+    total = 0
+    while count := near.send_nowait(bytes(65536)):
+        total += count
+    # Full: nothing more is taken, and nothing is raised.
+    assert near.send_nowait(b"x") == 0
+    received = 0
+    while received < total:
+        received += len(await far.receive_some())
+    assert received == total == near.bytes_sent - 5
+    near.close()
+    far.close()
+
+
+async def test_send_nowait_has_the_errors_of_send_all() -> None:
+    near, far = map(SocketStream, socket.socketpair())
+    while near.send_nowait(bytes(65536)):
+        pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(near.send_all, b"waits")
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            near.send_nowait(b"x")
+        nursery.cancel_scope.cancel()
+    await near.send_eof()
+    for nothing_or_something in (b"", b"x"):
+        with pytest.raises(trio.ClosedResourceError, match="end of file"):
+            near.send_nowait(nothing_or_something)
+    near.close()
+    for nothing_or_something in (b"", b"x"):
+        with pytest.raises(trio.ClosedResourceError):
+            near.send_nowait(nothing_or_something)
+    with pytest.raises(trio.BrokenResourceError):
+        for _ in range(3):
+            far.send_nowait(b"x")
+    far.close()
+
+
+async def test_send_nowait_takes_nothing_where_sending_may_wait() -> None:
+    near, far = trionet.memory_stream_pair()
+
+    assert near.send_nowait(b"x") == 0
+    assert not far.is_readable()

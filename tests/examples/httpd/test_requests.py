@@ -33,7 +33,7 @@ def test_requests_are_the_same_wherever_the_bytes_are_cut(cut: int) -> None:
     assert (b"".join(first.body), first.complete, first.keep_alive) == (b"abcde", True, True)
     # A trailer is not a header field.
     assert first.headers == {b"host": b"site", b"transfer-encoding": b"chunked"}
-    assert (second.target, second.keep_alive, second.plain) == (b"/next", False, False)
+    assert (second.target, second.keep_alive, second.plain) == (b"/next", False, True)
 
 
 def test_a_plain_get_is_recognised() -> None:
