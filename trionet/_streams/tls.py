@@ -235,20 +235,15 @@ class TLSStream(Stream):
             await checkpoint_if_cancelled()
             self._check_open()
             yielded = await self._write_record() if self._record else False
-            with memoryview(data) as whole, whole.cast("B") as view:
-                engine = self._engine
-                assert engine is not None
-                for start in range(0, len(view), engine.write_size):
-                    record = view[start : start + engine.write_size]
-                    if type(data) is bytes:
-                        self._record = record
-                    else:
-                        # The caller may reuse its buffer, or resize it, once this was cancelled.
-                        with record:
-                            self._record = bytes(record)
-                    # Counted now: whatever becomes of this call, the record will go out.
-                    self._sent += len(self._record)
-                    yielded |= await self._write_record()
+            engine = self._engine
+            assert engine is not None
+            if type(data) is bytes and 0 < len(data) <= engine.write_size:
+                # The common case, one record that nobody can change, needs no view.
+                self._record = data
+                self._sent += len(data)
+                yielded |= await self._write_record()
+            else:
+                yielded |= await self._write_records(data, engine.write_size)
             if not yielded:
                 await cancel_shielded_checkpoint()
         finally:
@@ -404,6 +399,23 @@ class TLSStream(Stream):
         if below is not None:
             return DescriptorEngine(below, self._context, **settings)  # type: ignore[arg-type]
         return BufferEngine(self.transport, self._context, **settings)  # type: ignore[arg-type]
+
+    async def _write_records(self, data: bytes | bytearray | memoryview, size: int) -> bool:
+        """Send ``data`` in records of ``size``; return whether other tasks ran meanwhile."""
+        yielded = False
+        with memoryview(data) as whole, whole.cast("B") as view:
+            for start in range(0, len(view), size):
+                record = view[start : start + size]
+                if type(data) is bytes:
+                    self._record = record
+                else:
+                    # The caller may reuse its buffer, or resize it, once this was cancelled.
+                    with record:
+                        self._record = bytes(record)
+                # Counted now: whatever becomes of this call, the record will go out.
+                self._sent += len(self._record)
+                yielded |= await self._write_record()
+        return yielded
 
     async def _write_record(self) -> bool:
         """Encrypt and hand on ``_record``; return whether other tasks ran meanwhile."""

@@ -14,6 +14,7 @@ a send was cancelled, is kept and goes first the next time, so that the records 
 from __future__ import annotations
 
 import ssl
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
@@ -129,14 +130,8 @@ class DescriptorEngine:
         # descriptor now: it still knows its addresses, and closes it.
         owner.socket = sock
         self.tls = sock
-        self.readable = SharedWait(self._readable)
-        self.writable = SharedWait(self._writable)
-
-    async def _readable(self) -> None:
-        await readiness.park_readable(self.tls)
-
-    async def _writable(self) -> None:
-        await readiness.park_writable(self.tls)
+        self.readable = SharedWait(partial(readiness.park_readable, sock))
+        self.writable = SharedWait(partial(readiness.park_writable, sock))
 
     async def flush(self) -> None:
         """Do nothing: OpenSSL has written it to the socket."""
