@@ -36,6 +36,19 @@ async def test_pipelined_requests_are_answered_in_order_and_in_one_send(root: Pa
     assert [len(one.body) for one in got] == [*range(20), 4, 10]
 
 
+async def test_an_answer_kept_ready_says_that_it_is_the_last(root: Path) -> None:
+    async with serving(root) as site:
+        await site.ask(get("/bytes/5"))
+        async with await site.dial() as stream:
+            last = get("/bytes/5", "Connection: close")
+            await stream.send_all(get("/bytes/5") + last + get("/bytes/5"))
+            lasting, closing, *others = (await receive_all(stream)).split(b"HTTP/1.1 200 OK")[1:]
+
+    assert b"connection: close" not in lasting
+    assert b"connection: close" in closing
+    assert others == []
+
+
 async def test_a_request_may_come_byte_by_byte(root: Path) -> None:
     async with serving(root) as site, await site.dial() as stream:
         answers = ResponseReader(stream)
