@@ -54,12 +54,12 @@ from ._streams.proxy_protocol import ProxyHeader as ProxyHeader
 from ._streams.proxy_protocol import ProxyTLV as ProxyTLV
 from ._streams.relay import copy as copy
 from ._streams.relay import relay as relay
-from ._streams.sockets import SocketListener as SocketListener
+from ._streams.socket_listener import SocketListener as SocketListener
 from ._streams.sockets import SocketStream as SocketStream
 from ._streams.tls import TLSInfo as TLSInfo
-from ._streams.tls import TLSListener as TLSListener
 from ._streams.tls import TLSStream as TLSStream
-from ._streams.tls import start_tls as start_tls
+from ._streams.tls_listener import TLSListener as TLSListener
+from ._streams.tls_listener import start_tls as start_tls
 from .yamux import MuxConfig as MuxConfig
 
 __all__ = (

@@ -8,7 +8,7 @@ import trio
 
 from .._errors import ReceiveInterrupted
 from .._streams.files import check_file, send_by_reading
-from .._streams.tls import start_tls
+from .._streams.tls_listener import start_tls
 from ..abc import Stream
 
 if TYPE_CHECKING:

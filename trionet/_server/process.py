@@ -12,7 +12,7 @@ import trio
 
 from .._address import MEMORY_NETWORKS, Address
 from .._options import Backoff, SocketOptions
-from .._streams.sockets import SocketListener, inode_of
+from .._streams.socket_listener import SocketListener, inode_of
 from .._streams.system import listen_socket_now
 from .workers import Supervisor
 

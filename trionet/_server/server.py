@@ -9,7 +9,8 @@ outside, has cancelled the handlers, it waits ``linger`` longer, shielded, and c
 the streams of those that are still there.
 
 Counters are changed in `admit`, `refuse` and `_leave` only, and the set of connections with
-them: accepted = active + completed + failed + rejected at every moment.
+them: accepted = active + completed + failed + rejected at every moment. What could be taken out
+is in files of its own: accepting, closing, timekeeping; what is left is one state machine.
 """
 
 from __future__ import annotations

@@ -1,23 +1,40 @@
-"""Dialling and listening: where the name of a network becomes a stream."""
+"""Dialling and listening: where the name of a network becomes a stream.
+
+Two thirds of this file are signatures, four of them overloaded so that a call with a literal
+network or an ``ssl_context`` has the very type it returns; the code between them is short.
+"""
 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, final, overload
+from typing import TYPE_CHECKING, Any, Literal, final, overload
 
 import trio
 
 from .. import abc
-from .._address import MEMORY_NETWORKS, NETWORKS, TCP_NETWORKS, Address
+from .._address import MEMORY_NETWORKS, NETWORKS, Address
 from .._options import MemoryOptions, ProxyProtocol, SocketOptions
+from .arguments import (
+    buffer_size,
+    check_backlog,
+    check_preface,
+    check_tls,
+    is_mapped_socket,
+    parse_dialled,
+    prefaced,
+    secured,
+    socket_options,
+    wrong_options,
+)
 from .memory import BACKLOG, MemoryListener, MemoryStream, refused
-from .preface import ProxyListener, check_proxy_protocol
 from .system import dial_socket, listen_socket
-from .tls import TLSListener, TLSStream, check_tls_arguments
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Coroutine, Sequence
+
+    from .tls import TLSStream
+    from .tls_listener import TLSListener
 
 __all__ = ("Memory", "Network", "SystemNetwork", "dial", "listen", "map_network", "names")
 
@@ -45,11 +62,11 @@ class SystemNetwork(abc.Network):
 
         If cancelled, no connection is left behind.
         """
-        target = _parse_dialled(network, address)
+        target = parse_dialled(network, address)
         local = None if local_address is None else Address.parse(network, local_address)
-        server_hostname = _check_tls(target, ssl_context, server_hostname)
-        stream = await dial_socket(target, _socket_options(target, options), local)
-        return _secured(stream, ssl_context, server_hostname)
+        server_hostname = check_tls(target, ssl_context, server_hostname)
+        stream = await dial_socket(target, socket_options(target, options), local)
+        return secured(stream, ssl_context, server_hostname)
 
     async def listen(
         self,
@@ -66,10 +83,10 @@ class SystemNetwork(abc.Network):
         If cancelled, nothing is left listening.
         """
         target = Address.parse(network, address)
-        _check_preface(ssl_context, proxy_protocol)
-        _check_backlog(backlog)
-        listeners = await listen_socket(target, _socket_options(target, options), backlog)
-        return _prefaced(listeners, ssl_context, proxy_protocol)
+        check_preface(ssl_context, proxy_protocol)
+        check_backlog(backlog)
+        listeners = await listen_socket(target, socket_options(target, options), backlog)
+        return prefaced(listeners, ssl_context, proxy_protocol)
 
 
 _SYSTEM = SystemNetwork()
@@ -191,13 +208,13 @@ class Network(abc.Network):
         listener = self._listeners.get((real, address))
         target = Address.parse(real, address) if listener is None else listener.address
         local = None if local_address is None else Address.parse(real, local_address)
-        if options is not None and not _is_mapped_socket(network, real, options):
-            _wrong_options(f"dialling {real}", options, "the listener's decide for both ends")
-        server_hostname = _check_tls(target, ssl_context, server_hostname)
+        if options is not None and not is_mapped_socket(network, real, options):
+            wrong_options(f"dialling {real}", options, "the listener's decide for both ends")
+        server_hostname = check_tls(target, ssl_context, server_hostname)
         if listener is None:
             await trio.lowlevel.checkpoint()
             raise refused(target)
-        return _secured(await listener.dial(local), ssl_context, server_hostname)
+        return secured(await listener.dial(local), ssl_context, server_hostname)
 
     @overload
     async def listen(
@@ -260,9 +277,9 @@ class Network(abc.Network):
                 backlog=backlog,
             )
         target = Address.parse(real, address)
-        _check_preface(ssl_context, proxy_protocol)
-        _check_backlog(backlog)
-        buffer_size = _buffer_size(network, real, options)
+        check_preface(ssl_context, proxy_protocol)
+        check_backlog(backlog)
+        size = buffer_size(network, real, options)
         # Checked before the name is taken, so that a cancelled call leaves nothing.
         await trio.lowlevel.checkpoint()
         key = (real, address)
@@ -272,11 +289,9 @@ class Network(abc.Network):
         def forget() -> None:
             del self._listeners[key]
 
-        listener = MemoryListener(
-            target, buffer_size, BACKLOG if backlog is None else backlog, forget
-        )
+        listener = MemoryListener(target, size, BACKLOG if backlog is None else backlog, forget)
         self._listeners[key] = listener
-        return _prefaced([listener], ssl_context, proxy_protocol)
+        return prefaced([listener], ssl_context, proxy_protocol)
 
 
 _default: trio.lowlevel.RunVar[Network] = trio.lowlevel.RunVar("trionet.default_network")
@@ -464,103 +479,3 @@ def names(network: str) -> list[str]:
 
 def _system() -> abc.Network:
     return abc.system_network.get() or _SYSTEM
-
-
-def _parse_dialled(network: str, address: str) -> Address:
-    target = Address.parse(network, address)
-    if target.port == 0:
-        raise ValueError(f"bad {network} address {address!r}: port 0 cannot be dialled")
-    return target
-
-
-def _check_tls(
-    target: Address, ssl_context: ssl.SSLContext | None, server_hostname: str | None
-) -> str | None:
-    """Return the name to ask for in the handshake, after checking that it can work."""
-    if ssl_context is None:
-        if server_hostname is not None:
-            raise ValueError(f"server_hostname needs an ssl_context, got {server_hostname!r}")
-        return None
-    if server_hostname is None:
-        server_hostname = _host_in(target)
-    check_tls_arguments(ssl_context, False, server_hostname)
-    return server_hostname
-
-
-def _host_in(target: Address) -> str | None:
-    if target.network in TCP_NETWORKS:
-        # A fully qualified name may end in a dot; a certificate's never does.
-        return (target.host or "localhost").rstrip(".")
-    if target.name is None:
-        return None
-    try:
-        # A mapped TCP address is a memory name, and its host is still what TLS is about.
-        return _host_in(Address.parse("tcp", target.name))
-    except ValueError:
-        return target.name
-
-
-def _secured(
-    stream: abc.Stream, ssl_context: ssl.SSLContext | None, server_hostname: str | None
-) -> abc.Stream:
-    if ssl_context is None:
-        return stream
-    return TLSStream(stream, ssl_context, server_hostname=server_hostname)
-
-
-def _check_preface(ssl_context: object, proxy_protocol: object) -> None:
-    if ssl_context is not None:
-        check_tls_arguments(ssl_context, True, None)
-    if proxy_protocol is not None:
-        check_proxy_protocol(proxy_protocol)
-
-
-def _prefaced(
-    listeners: Sequence[abc.Listener[abc.Stream]],
-    ssl_context: ssl.SSLContext | None,
-    proxy_protocol: ProxyProtocol | None,
-) -> Sequence[abc.Listener[abc.Stream]]:
-    """Put over each listener what is read before the handler's first byte."""
-    if proxy_protocol is not None:
-        listeners = [ProxyListener(one, proxy_protocol) for one in listeners]
-    if ssl_context is not None:
-        listeners = [TLSListener(one, ssl_context) for one in listeners]
-    return listeners
-
-
-def _check_backlog(backlog: object) -> None:
-    if backlog is None:
-        return
-    if isinstance(backlog, bool) or not isinstance(backlog, int):
-        raise TypeError(f"backlog must be an int, got {backlog!r}")
-    if backlog < 1:
-        raise ValueError(f"backlog must be at least 1, got {backlog}")
-
-
-def _socket_options(target: Address, options: object) -> SocketOptions:
-    if options is None:
-        return SocketOptions()
-    if not isinstance(options, SocketOptions):
-        _wrong_options(target.network, options, "it takes a SocketOptions")
-    return options
-
-
-def _buffer_size(network: str, real: str, options: object) -> int:
-    if isinstance(options, MemoryOptions):
-        if real == "memu":
-            _wrong_options("memu", options, "it has no buffer to set")
-        return options.buffer_size
-    if options is not None and not _is_mapped_socket(network, real, options):
-        _wrong_options(
-            real, options, "it takes a MemoryOptions" if real == "memb" else "it has none"
-        )
-    return MemoryOptions().buffer_size if real == "memb" else 0
-
-
-def _is_mapped_socket(network: str, real: str, options: object) -> bool:
-    """Whether a program asked for a socket and was mapped into memory: its options are moot."""
-    return network != real and isinstance(options, SocketOptions)
-
-
-def _wrong_options(what: str, options: object, why: str) -> NoReturn:
-    raise TypeError(f"{what} does not go with these options, since {why}: got {options!r}")

@@ -16,7 +16,8 @@ import trio
 from .._address import UNIX_PATH_MAX, Address
 from .._errors import Ungrouped
 from . import readiness
-from .sockets import SocketListener, SocketStream, inode_of
+from .socket_listener import SocketListener, inode_of
+from .sockets import SocketStream
 from .tuning import Tuning, tuning
 
 if TYPE_CHECKING:

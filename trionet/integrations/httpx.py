@@ -17,7 +17,8 @@ import trio
 from .. import abc
 from .._address import NETWORKS, Address
 from .._streams.network import dial as default_dial
-from .._streams.tls import TLSStream, start_tls
+from .._streams.tls import TLSStream
+from .._streams.tls_listener import start_tls
 
 if TYPE_CHECKING:
     import ssl
