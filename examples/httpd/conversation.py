@@ -280,8 +280,14 @@ class Conversation:
         if not data:
             raise trio.BrokenResourceError("the client ended the connection within a body")
         request.wire_size += len(data)
+        before = request.body_size
         parser.feed(data)
-        if request.wire_size - request.body_size > FRAMING_SIZE + FRAMING_RATIO * request.body_size:
+        # What else came may be the next request's, if this one is complete.
+        if not request.complete:
+            arrived = request.body_size - before
+            unpaid = request.framing_size + len(data) - arrived * (1 + FRAMING_RATIO)
+            request.framing_size = max(0, unpaid)
+        if request.framing_size > FRAMING_SIZE:
             raise Refusal(400, "The body is mostly chunk framing.")
 
     def _can_discard(self, request: Request) -> bool:

@@ -41,7 +41,8 @@ HOST: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?
 METHOD: Final = re.compile(rb"[A-Z][A-Z0-9-]{0,31} /")
 
 # Bytes of chunk framing a body may have beyond 16 for each of its bytes: a sender of one-byte
-# chunks needs 5, one of endless chunk extensions (CVE-2023-39326) has no limit of its own.
+# chunks needs 5, one of endless chunk extensions (CVE-2023-39326) has no limit of its own. Each
+# byte pays for the framing about it and no other, or a long body would earn what comes at its end.
 FRAMING_SIZE: Final = 65536
 FRAMING_RATIO: Final = 16
 
@@ -75,6 +76,7 @@ class Request:
       body: what has come of the body and was not taken yet.
       body_size: how many bytes of the body have come.
       wire_size: how many bytes, framing included, were read for it.
+      framing_size: how many bytes of framing its body's bytes have not paid for.
       refusal: why the request is not to be served, or None.
     """
 
@@ -83,6 +85,7 @@ class Request:
     complete = False
     body_size = 0
     wire_size = 0
+    framing_size = 0
     refusal: Refusal | None = None
 
     def __init__(
@@ -121,10 +124,12 @@ class RequestParser:
         "_feeding",
         "_headers",
         "_host",
+        "_in_trailer",
         "_parser",
         "_repeated",
         "_settings",
         "_target",
+        "_trailer_size",
         "in_head",
         "refusal",
         "requests",
@@ -147,6 +152,10 @@ class RequestParser:
         self._earlier = 0
         self._begun = 0
         self._feeding = 0
+        # Whether a chunk began and has no data: the last one has none, and trailer fields behind
+        # it. How many bytes of them later feeds brought.
+        self._in_trailer = False
+        self._trailer_size = 0
         self._parser = httptools.HttpRequestParser(self)
 
     def feed(self, data: bytes | bytearray) -> None:
@@ -174,6 +183,12 @@ class RequestParser:
                 self._earlier += len(data)
             if self._earlier > self._settings.max_head_size:
                 self.refusal = self._head_too_large()
+        elif self._in_trailer:
+            # Counted here, since httptools keeps a field to itself until it ends.
+            self._trailer_size += len(data)
+            limit = self._settings.max_head_size
+            if self._trailer_size > limit:
+                self.refusal = Refusal(431, f"The trailer fields take more than {limit} bytes.")
 
     def _decline_upgrade(self) -> None:
         """Go on in HTTP/1.1, as a server may that does not want to switch (RFC 9110 section 7.8).
@@ -266,8 +281,14 @@ class RequestParser:
         self.requests.append(request)
         self._current = request
 
+    def on_chunk_header(self) -> None:
+        self._in_trailer = True
+        # The feed adds its own size when it is done, but it began before the trailer did.
+        self._trailer_size = -self._feeding
+
     def on_body(self, data: bytes) -> None:
         assert self._current is not None
+        self._in_trailer = False
         self._current.body.append(data)
         self._current.body_size += len(data)
 
@@ -275,3 +296,4 @@ class RequestParser:
         assert self._current is not None
         self._current.complete = True
         self._current = None
+        self._in_trailer = False

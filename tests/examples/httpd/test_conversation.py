@@ -307,6 +307,41 @@ async def test_endless_chunk_extensions_are_refused(root: Path) -> None:
         assert (await ResponseReader(stream).next()).status == 400
 
 
+async def test_a_long_body_earns_no_endless_framing_afterwards(root: Path) -> None:
+    async with serving(root) as site, await site.dial() as stream, trio.open_nursery() as nursery:
+        await stream.send_all(get("/echo", "Transfer-Encoding: chunked", method="POST"))
+        nursery.start_soon(receive_all, stream)
+        for _ in range(16):
+            await stream.send_all(b"10000\r\n" + bytes(65536) + b"\r\n")
+        before = stream.bytes_sent
+
+        with pytest.raises(trio.BrokenResourceError):
+            for _ in range(100):
+                await stream.send_all(b"1;" + b"x" * 65534)
+
+        # What is allowed, and what may be under way in the buffers.
+        assert stream.bytes_sent - before < 6 * 65536
+
+
+async def test_what_is_pipelined_behind_a_body_is_not_its_framing(root: Path) -> None:
+    pipelined = get("/bytes/1") * 2000
+    async with (
+        serving(root) as site,
+        await site.dial() as stream,
+        trio.open_nursery() as nursery,
+    ):
+        await stream.send_all(get("/echo", "Transfer-Encoding: chunked", method="POST"))
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(b"1;" + b"x" * 5000)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(stream.send_all, b"\r\nx\r\n0\r\n\r\n" + pipelined)
+        answers = ResponseReader(stream)
+
+        assert (await answers.next()).body == b"x"
+        for _ in range(2000):
+            assert (await answers.next()).status == 200
+
+
 async def test_a_client_that_leaves_within_a_body_ends_only_its_connection(root: Path) -> None:
     async with serving(root) as site:
         async with await site.dial() as stream:

@@ -126,6 +126,52 @@ def test_a_head_without_end_is_refused_before_it_fills_the_memory() -> None:
     assert parser.refusal.status == 431
 
 
+CHUNKED = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(("size", "refused"), [(1000, False), (1001, True)])
+def test_trailer_fields_are_limited_as_the_head_is_however_long_the_body(
+    size: int, refused: bool
+) -> None:
+    chunk = b"10000\r\n" + bytes(65536) + b"\r\n"
+    trailer = b"X: " + b"x" * (size - 3)
+
+    parser = parse(
+        CHUNKED,
+        *[chunk] * 8,
+        b"0\r\n",
+        *(trailer[i : i + 7] for i in range(0, size, 7)),
+        settings=Settings(max_head_size=1000),
+    )
+
+    assert (parser.refusal is not None and parser.refusal.status == 431) is refused
+
+
+def test_what_surrounds_a_trailer_does_not_count_for_it() -> None:
+    message = CHUNKED + b"3\r\nabc\r\n0\r\nX: y\r\n\r\n"
+    end = message[-2:]
+
+    # Each feed holds the end of one trailer, a lot else, and the beginning of the next.
+    parser = parse(
+        message[:-2],
+        *[end + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 50 + message[:-2]] * 20,
+        settings=Settings(max_head_size=500),
+    )
+
+    assert parser.refusal is None
+    assert len(parser.requests) == 21 + 50 * 20
+
+
+def test_chunks_do_not_count_as_a_trailer() -> None:
+    # Every feed ends behind a chunk's header, where only what comes tells it from the last.
+    parser = parse(
+        CHUNKED + b"3\r\n", *[b"abc\r\n3\r\n"] * 500, settings=Settings(max_head_size=500)
+    )
+
+    assert parser.refusal is None
+    assert parser.requests[0].body_size == 1500
+
+
 def test_too_many_fields_are_refused_repeated_or_not() -> None:
     different = b"".join(b"X%d: a\r\n" % i for i in range(128))
     same = b"X: a\r\n" * 128
