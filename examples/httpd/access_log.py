@@ -67,7 +67,12 @@ class AccessLog:
             await trio.sleep(DELAY)
             # Taken here and not in the thread, where `add` could be in the middle of its work.
             text = self._take()
-            await trio.to_thread.run_sync(self._write, text)
+            try:
+                await trio.to_thread.run_sync(self._write, text)
+            except trio.Cancelled:
+                # That is raised before the thread begins, never after.
+                self._lines.insert(0, text)
+                raise
 
     def flush(self) -> None:
         """Write what waits, here and now."""

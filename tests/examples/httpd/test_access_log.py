@@ -51,6 +51,47 @@ async def test_quotes_in_a_target_are_escaped(root: Path) -> None:
     assert r'"GET /\x22\x5c HTTP/1.1" 404' in "".join(lines)
 
 
+async def test_lines_are_not_lost_if_cancelled_before_a_thread_was_free(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    written: list[str] = []
+    log = AccessLog(written.append)
+    limiter = trio.to_thread.current_default_thread_limiter()
+    limiter.total_tokens = 1
+    async with trio.open_nursery() as nursery, limiter:
+        nursery.start_soon(log.run)
+        log.add("a", "first", 200, 1)
+        await trio.sleep(DELAY * 2)
+        log.add("a", "second", 200, 1)
+        nursery.cancel_scope.cancel()
+    log.flush()
+
+    text = "".join(written)
+    assert text.count("\n") == 2
+    assert text.index("first") < text.index("second")
+
+
+async def test_a_line_whose_writing_began_is_not_written_again(root: Path) -> None:
+    written: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def write(text: str) -> None:
+        begun.set()
+        go_on.wait(10)
+        written.append(text)
+
+    log = AccessLog(write)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        log.add("a", "first", 200, 1)
+        await trio.to_thread.run_sync(begun.wait)
+        nursery.cancel_scope.cancel()
+        go_on.set()
+    log.flush()
+
+    assert len(written) == 1
+
+
 async def test_a_slow_log_holds_up_nobody_and_its_losses_are_counted(root: Path) -> None:
     written: list[str] = []
     slow = threading.Event()
