@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
 import time
 from typing import TYPE_CHECKING, Final, final
 
@@ -30,11 +32,16 @@ def escape(text: bytes) -> str:
 
 @final
 class AccessLog:
-    """Collects lines and writes them, many at a time, in a thread."""
+    """Collects lines and writes them, many at a time, in a thread.
+
+    Once writing has failed, because who read the lines has gone, say, standard error is told, and
+    nothing is logged any more: serving goes on.
+    """
 
     def __init__(self, write: Callable[[str], object]) -> None:
         """Write through ``write``, which is called with whole lines, one call at a time."""
         self._write = write
+        self._failed = False
         self._lines: list[str] = []
         self._dropped = 0
         self._filled = trio.Event()
@@ -48,6 +55,8 @@ class AccessLog:
           request: the request line, escaped.
           size: bytes of the body that were sent; None for an answer that has none.
         """
+        if self._failed:
+            return
         if len(self._lines) >= MAX_WAITING:
             self._dropped += 1
             return
@@ -68,7 +77,7 @@ class AccessLog:
             # Taken here and not in the thread, where `add` could be in the middle of its work.
             text = self._take()
             try:
-                await trio.to_thread.run_sync(self._write, text)
+                await trio.to_thread.run_sync(self._try, text)
             except trio.Cancelled:
                 # That is raised before the thread begins, never after.
                 self._lines.insert(0, text)
@@ -78,7 +87,19 @@ class AccessLog:
         """Write what waits, here and now."""
         text = self._take()
         if text:
+            self._try(text)
+
+    def _try(self, text: str) -> None:
+        """Write ``text``, unless that failed before."""
+        if self._failed:
+            return
+        try:
             self._write(text)
+        except OSError as exc:
+            self._failed = True
+            # Who reads that may have gone, too.
+            with contextlib.suppress(OSError):
+                print(f"httpd: the access log ends here: {exc}", file=sys.stderr, flush=True)
 
     def _take(self) -> str:
         self._filled = trio.Event()

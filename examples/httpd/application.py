@@ -218,7 +218,8 @@ async def open_application(
     Args:
       root: the folder whose files are served.
       settings: `Settings` unless given.
-      write_log: called in a thread with lines for the access log; None for no log.
+      write_log: called in a thread with lines for the access log; None for no log. If it raises
+        OSError, it is not called again.
 
     Raises:
       NotADirectoryError: ``root`` is no folder.

@@ -7,7 +7,7 @@ import math
 import os
 import ssl
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.tls_bind:
             names = _names(options.tls_bind)
             context, authority = stack.enter_context(throw_away_certificate(names))
-            print(f"throw-away certificate for {', '.join(names)}; its authority: {authority}")
+            _tell(f"throw-away certificate for {', '.join(names)}; its authority: {authority}")
         status = 0
         try:
             trio.run(_serve, options, context)
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for error in group.exceptions:
                 print(f"httpd: {error}", file=sys.stderr)
             status = 1
+    _settle_output()
     return status
 
 
@@ -79,10 +80,10 @@ async def _serve(options: argparse.Namespace, context: ssl.SSLContext | None) ->
     write_log = None if options.no_access_log else _write_log
     async with open_application(options.root, write_log=write_log) as application:
         server = trionet.Server(application.handle, grace=options.grace)
-        print(f"serving {options.root}; Ctrl-C or SIGTERM drains for at most {options.grace:g} s,")
-        print("a second one stops at once", flush=True)
+        _tell(f"serving {options.root}; Ctrl-C or SIGTERM drains for at most {options.grace:g} s,")
+        _tell("a second one stops at once")
         report = await trionet.serve_until_signalled(server, listeners)
-    print(f"stopped: {report}", flush=True)
+    _tell(f"stopped: {report}")
 
 
 async def _listen(
@@ -99,7 +100,7 @@ async def _listen(
     except OSError as exc:
         raise OSError(f"cannot listen on {network}:{address}: {exc}") from exc
     for listener in listeners:
-        print(_describe(listener.address, context is not None))
+        _tell(_describe(listener.address, context is not None))
     return listeners
 
 
@@ -117,9 +118,25 @@ def _describe(address: Address, secure: bool) -> str:
     return f"listening on {address.network}:{address}  ({where})"
 
 
+def _tell(text: str) -> None:
+    """Print a line for whoever is there to read it; serving does not depend on that."""
+    with suppress(OSError):
+        print(text, flush=True)
+
+
 def _write_log(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    # Not sys.stdout.write: there is no sys.stdout if the program was started without one.
+    print(text, end="", flush=True)
+
+
+def _settle_output() -> None:
+    """Let go of output that nobody takes, or the interpreter, ending, would call it a failure."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _names(binds: Sequence[tuple[str, str]]) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 
 from examples.httpd.access_log import DELAY, MAX_WAITING, AccessLog, escape
@@ -90,6 +92,28 @@ async def test_a_line_whose_writing_began_is_not_written_again(root: Path) -> No
     log.flush()
 
     assert len(written) == 1
+
+
+async def test_a_log_that_cannot_be_written_ends_the_logging_only(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempts: list[str] = []
+
+    def write(text: str) -> None:
+        attempts.append(text)
+        raise BrokenPipeError(errno.EPIPE, "the reader has gone")
+
+    async with serving(root, write_log=write) as site:
+        assert (await site.ask(get("/a.txt"))).status == 200
+        await trio.sleep(DELAY * 3)
+        assert (await site.ask(get("/a.txt"))).status == 200
+        await trio.sleep(DELAY * 3)
+        assert (await site.ask(get("/a.txt"))).status == 200
+
+    assert len(attempts) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "the reader has gone" in told
 
 
 async def test_a_slow_log_holds_up_nobody_and_its_losses_are_counted(root: Path) -> None:

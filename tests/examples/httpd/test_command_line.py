@@ -211,6 +211,59 @@ def test_a_second_signal_stops_at_once(root: Path) -> None:
     assert "ShutdownReport(completed=0, cancelled=1, forced=0)" in output
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"), [("at once", "Broken pipe"), ("later", "Broken pipe"), ("never was", "")]
+)
+def test_it_serves_on_and_drains_when_nobody_reads_its_log(
+    root: Path, tmp_path: Path, ends: str, told: str
+) -> None:
+    port = free_port()
+    command = f"{sys.executable} -m examples.httpd --bind tcp:127.0.0.1:{port} --root {root}"
+    errors = tmp_path / "errors"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f"exec {command}" + (" >&-" if ends == "never was" else "")],
+            cwd=HERE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    try:
+        assert process.stdout is not None
+        if ends == "later":
+            while "a second one stops at once" not in process.stdout.readline():
+                pass
+        process.stdout.close()
+        url = f"http://127.0.0.1:{port}/a.txt"
+        with httpx.Client(transport=httpx.HTTPTransport(), trust_env=False) as client:
+            for attempt in range(200):
+                try:
+                    client.get(url)
+                    break
+                except httpx.ConnectError:
+                    assert attempt < 199, errors.read_text()
+                    time.sleep(0.05)
+            for _ in range(2):
+                # Longer than lines wait to be written together.
+                time.sleep(0.3)
+                assert client.get(url).content == b"0123456789"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, errors.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+    message = errors.read_text()
+    assert told in message
+    assert message.count("\n") == bool(told)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
