@@ -47,6 +47,9 @@ READY_BYTES: Final = 16384
 # many different query strings are somebody's attempt to fill the memory.
 MAX_READY: Final = 1024
 
+# A longer target is not kept ready: nothing links to it, and it would count for nothing.
+MAX_READY_TARGET: Final = 1024
+
 # The echo begins once so much has come, or all: a client that sends its whole body before it
 # reads would otherwise meet a server that does not read before it has sent.
 ECHO_FIRST: Final = 65536
@@ -68,7 +71,7 @@ class Application:
         self.settings = settings
         self.ready: dict[bytes, Prepared] = {}
         self.log = log
-        self._files = StaticFiles(root, settings)
+        self._files = StaticFiles(root, settings, self._forget)
         self._conversations: set[Conversation] = set()
         self._opened = trio.Event()
 
@@ -135,10 +138,21 @@ class Application:
         else:
             answer, prepared = await self._files.answer(request, path)
         if prepared is not None and request.plain:
-            if len(self.ready) >= MAX_READY:
-                self.ready.clear()
-            self.ready[request.target] = prepared
+            self._keep_ready(request.target, prepared)
         return answer
+
+    def _keep_ready(self, target: bytes, prepared: Prepared) -> None:
+        # It may have been forgotten while this request waited for the disk.
+        if prepared.fresh_until <= trio.current_time() or len(target) > MAX_READY_TARGET:
+            return
+        if len(self.ready) >= MAX_READY:
+            self.ready.clear()
+        self.ready[target] = prepared
+
+    def _forget(self, prepared: Prepared) -> None:
+        """Let go of an answer, which may be ready under several targets."""
+        for target in [one for one, kept in self.ready.items() if kept is prepared]:
+            del self.ready[target]
 
     def _check(self, request: Request) -> None:
         """Refuse what cannot be served whatever its target is."""

@@ -18,7 +18,7 @@ from .files import Folder, IsDirectory, decode_path
 from .responses import Answer, Prepared, error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .files import File
     from .requests import Request
@@ -40,8 +40,15 @@ class StaticFiles:
     ``check_interval`` old; whoever asks meanwhile gets what is kept.
     """
 
-    def __init__(self, root: str | os.PathLike[str], settings: Settings) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        settings: Settings,
+        on_forget: Callable[[Prepared], object],
+    ) -> None:
+        """Serve ``root``; tell ``on_forget`` which answers must not be kept any more."""
         self.folder = Folder(root, settings.small_file_size)
+        self._on_forget = on_forget
         self._interval = settings.check_interval
         self._max_size = settings.cache_size
         # Oldest first; what exceeds the size goes from that end.
@@ -101,8 +108,11 @@ class StaticFiles:
         if names in self._cache:
             # Two opened it at once.
             self._forget(names, self._cache[names])
+        if _cost(found[0]) > self._max_size:
+            found[1].fresh_until = -math.inf
+            return
         self._cache[names] = found
-        self._size += found[0].size + ENTRY_SIZE
+        self._size += _cost(found[0])
         while self._size > self._max_size:
             oldest = next(iter(self._cache))
             self._forget(oldest, self._cache[oldest])
@@ -112,7 +122,13 @@ class StaticFiles:
         found[1].fresh_until = -math.inf
         if self._cache.get(names) is found:
             del self._cache[names]
-            self._size -= found[0].size + ENTRY_SIZE
+            self._size -= _cost(found[0])
+            self._on_forget(found[1])
+
+
+def _cost(file: File) -> int:
+    """Return what keeping a file takes: its bytes, and again as they go on the wire."""
+    return 2 * file.size + ENTRY_SIZE
 
 
 def _fields(file: File) -> bytes:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from examples.httpd import Settings
+import trionet
+from examples.httpd import Settings, open_application
 from examples.httpd.files import Folder, IsDirectory, decode_path
 from tests.examples.httpd.support import ResponseReader, get, receive_all, serving
 
@@ -318,3 +319,57 @@ async def test_reading_goes_on_after_large_files(root: Path) -> None:
         assert (await answers.next()).body == LARGE
         assert (await answers.next()).body == b"0123456789"
         assert (await answers.next()).body == LARGE
+
+
+async def test_all_that_is_kept_of_files_stays_within_the_cache_size(tmp_path: Path) -> None:
+    for n in range(40):
+        (tmp_path / f"{n}.bin").write_bytes(bytes([n]) * 10_000)
+    settings = Settings(cache_size=100_000)
+    async with (
+        open_application(tmp_path, settings=settings) as application,
+        trio.open_nursery() as nursery,
+    ):
+        await nursery.start(trionet.serve, application.handle, "memb", "site")
+        async with await trionet.dial("memb", "site") as stream:
+            answers = ResponseReader(stream)
+            # Each under two targets, and twice, so that its bytes for the wire are made, too.
+            for n in [*range(40), *range(40)]:
+                for target in (f"/{n}.bin", f"/{n}.bin?again", f"/{n}.bin"):
+                    await stream.send_all(get(target))
+                    assert (await answers.next()).body == bytes([n]) * 10_000
+        kept = {id(one): one for one in application.ready.values()}.values()
+        held = sum(len(one.body) + len(one.wire(0)) for one in kept)
+        nursery.cancel_scope.cancel()
+
+    assert 0 < held <= 100_000
+    assert 0 < len(application.ready) <= 2 * 5
+
+
+async def test_a_file_the_whole_cache_could_not_hold_is_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "large.bin").write_bytes(bytes(10_000))
+    (tmp_path / "small.bin").write_bytes(bytes(10))
+    async with open_application(tmp_path, settings=Settings(cache_size=10_000)) as application:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trionet.serve, application.handle, "memb", "site")
+            async with await trionet.dial("memb", "site") as stream:
+                answers = ResponseReader(stream)
+                for target in ("/small.bin", "/large.bin"):
+                    await stream.send_all(get(target))
+                    assert (await answers.next()).status == 200
+            nursery.cancel_scope.cancel()
+
+        # And the other was not driven out for it.
+        assert list(application.ready) == [b"/small.bin"]
+
+
+async def test_targets_that_are_kept_ready_are_short(root: Path) -> None:
+    async with open_application(root) as application, trio.open_nursery() as nursery:
+        await nursery.start(trionet.serve, application.handle, "memb", "site")
+        async with await trionet.dial("memb", "site") as stream:
+            answers = ResponseReader(stream)
+            for size in (10, 10_000):
+                await stream.send_all(get("/a.txt?" + "x" * size))
+                assert (await answers.next()).body == b"0123456789"
+        nursery.cancel_scope.cancel()
+
+        assert list(application.ready) == [b"/a.txt?" + b"x" * 10]
