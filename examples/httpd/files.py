@@ -36,6 +36,11 @@ for _type, _suffix in (
 ):
     _TYPES.add_type(_type, _suffix)
 
+# What opening says of a path that leads to no file. The last two: to a socket, to a device.
+NOTHING_THERE: Final = frozenset(
+    {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV}
+)
+
 # What is text, whatever its type says.
 TEXTUAL: Final = frozenset({"application/json", "application/manifest+json", "image/svg+xml"})
 
@@ -173,7 +178,7 @@ class Folder:
                         descriptor = os.open(name, flags, dir_fd=descriptor)
                 return descriptor
         except OSError as exc:
-            if exc.errno in {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}:
+            if exc.errno in NOTHING_THERE:
                 raise FileNotFoundError(errno.ENOENT, "no such file") from exc
             raise
 

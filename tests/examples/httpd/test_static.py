@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -319,6 +320,18 @@ async def test_reading_goes_on_after_large_files(root: Path) -> None:
         assert (await answers.next()).body == LARGE
         assert (await answers.next()).body == b"0123456789"
         assert (await answers.next()).body == LARGE
+
+
+async def test_what_is_no_regular_file_is_not_found(root: Path) -> None:
+    # A fifo is there already; opening it must not wait for a writer either.
+    path = root / "socket"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(os.fspath(path))
+        async with serving(root) as site:
+            with trio.fail_after(5):
+                assert (await site.ask(get("/fifo"))).status == 404
+                assert (await site.ask(get("/socket"))).status == 404
+                assert (await site.ask(get("/socket/"))).status == 404
 
 
 async def test_all_that_is_kept_of_files_stays_within_the_cache_size(tmp_path: Path) -> None:
