@@ -31,6 +31,10 @@ SITE: Final = os.path.join(os.path.dirname(__file__), "site")
 DEFAULT_BIND: Final = ("tcp", "127.0.0.1:8080")
 
 
+class _BadBindError(Exception):
+    """An address that reads well and that nothing can listen on."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM; return the exit status."""
     parser = _make_parser()
@@ -55,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = 0
         try:
             trio.run(_serve, options, context)
+        except* _BadBindError as group:
+            print(f"httpd: {group.exceptions[0]}", file=sys.stderr)
+            status = 2
         except* OSError as group:
             for error in group.exceptions:
                 print(f"httpd: {error}", file=sys.stderr)
@@ -99,6 +106,8 @@ async def _listen(
         )
     except OSError as exc:
         raise OSError(f"cannot listen on {network}:{address}: {exc}") from exc
+    except ValueError as exc:
+        raise _BadBindError(f"cannot listen on {network}:{address}: {exc}") from exc
     for listener in listeners:
         _tell(_describe(listener.address, context is not None))
     return listeners

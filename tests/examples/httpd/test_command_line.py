@@ -305,3 +305,21 @@ def test_an_address_in_use_is_told_and_ends_with_1(capsys: pytest.CaptureFixture
         assert main(["--bind", where, "--no-access-log"]) == 1
 
     assert f"cannot listen on {where}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/" + "x" * 102 + "/s", 2), ("/nonexistent/s", 1)],
+    ids=["long", "nowhere"],
+)
+def test_an_address_that_cannot_be_listened_on_is_told(
+    path: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from examples.httpd.command_line import main
+
+    # The first one is fine, and must not be left listening.
+    assert main(["--bind", "tcp:127.0.0.1:0", "--bind", f"unix:{path}"]) == status
+
+    told = capsys.readouterr().err
+    assert told.startswith(f"httpd: cannot listen on unix:{path}: ")
+    assert told.count("\n") == 1
