@@ -41,6 +41,11 @@ OUT_SIZE: Final = 262144
 # costs more than a new connection would.
 DISCARD_SIZE: Final = 65536
 
+# Seconds for which what a client still sends after the last answer is read and dropped: at most,
+# and while nothing comes.
+LINGER: Final = 5.0
+LINGER_PAUSE: Final = 1.0
+
 
 @final
 class Conversation:
@@ -112,6 +117,8 @@ class Conversation:
                 if parser.requests:
                     await self._answer_all()
                 if self._closing:
+                    if parser.refusal is not None or parser.in_body:
+                        await self._linger()
                     return
                 had_head = False
             if parser.refusal is not None:
@@ -145,6 +152,28 @@ class Conversation:
         if log is not None:
             log.add(self.client, "-", answer.status, answer.size)
         await self._flush()
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Drop what the client still sends, so that no reset destroys the answer.
+
+        Closing with bytes unread, or before more come, resets the connection, and the client may
+        lose what it has not read yet (RFC 9112 section 9.6). If cancelled, the answer was sent.
+        """
+        connection = self.connection
+        if connection.closed:
+            return
+        self.deadline = math.inf
+        # After a 408 the waits for this client are interrupted.
+        connection.resume_receive()
+        end = trio.current_time() + LINGER
+        with contextlib.suppress(trio.BrokenResourceError), trio.CancelScope() as scope:
+            if isinstance(connection, trio.abc.HalfCloseableStream):
+                await connection.send_eof()
+            more: bytes | bytearray = b"-"
+            while more:
+                scope.deadline = min(end, trio.current_time() + LINGER_PAUSE)
+                more = await connection.receive_some(RECEIVE_SIZE)
 
     def _take_ready(self, now: float) -> bytes | None:
         """Take the next requests as long as their answers are ready; return those answers.

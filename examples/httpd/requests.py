@@ -158,6 +158,11 @@ class RequestParser:
         self._trailer_size = 0
         self._parser = httptools.HttpRequestParser(self)
 
+    @property
+    def in_body(self) -> bool:
+        """Whether a request's head has ended and its body has not."""
+        return self._current is not None
+
     def feed(self, data: bytes | bytearray) -> None:
         """Read ``data``. What is wrong with it is in `refusal`, or in a request's."""
         self._feeding = len(data)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.examples.httpd.support import ResponseReader, get, serving
+import trionet
+from examples.httpd import Settings, open_application
+from tests.examples.httpd.support import ResponseReader, get, receive_all, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,3 +156,82 @@ async def test_while_draining_the_last_answer_closes_and_health_turns_503(
         report = await site.server.wait_closed()
         assert trio.current_time() == 2
         assert report.completed == 1
+
+
+# The last word to a client that still sends
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (get("/echo", "Content-Length: 999999999", method="POST"), b"413"),
+        (get("/a.txt", "Content-Length: 9999999", method="POST"), b"405"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 70_000, b"431"),
+        (b"nonsense\r\n\r\n", b"400"),
+    ],
+)
+async def test_an_early_answer_reaches_a_client_that_sends_before_it_reads(
+    root: Path, head: bytes, status: bytes
+) -> None:
+    async with open_application(root) as application, trio.open_nursery() as nursery:
+        listeners = await trionet.listen("tcp", "127.0.0.1:0")
+        server = trionet.Server(application.handle)
+        await nursery.start(server.serve, listeners)
+        async with await trionet.dial("tcp", str(listeners[0].address)) as stream:
+            await stream.send_all(head)
+            # Long enough apart for the server to answer, and to be reset by what follows.
+            for _ in range(20):
+                await trio.sleep(0.01)
+                await stream.send_all(bytes(200_000))
+
+            assert (await receive_all(stream)).startswith(b"HTTP/1.1 " + status)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"GET / HTTP/1.1\r\nX: ", get("/echo", "Content-Length: 99999", method="POST")],
+    ids=["head", "body"],
+)
+async def test_a_408_reaches_a_client_that_sends_on(root: Path, raw: bytes) -> None:
+    settings = Settings(head_timeout=0.1, body_timeout=0.1)
+    async with (
+        open_application(root, settings=settings) as application,
+        trio.open_nursery() as nursery,
+    ):
+        listeners = await trionet.listen("tcp", "127.0.0.1:0")
+        await nursery.start(trionet.Server(application.handle).serve, listeners)
+        async with await trionet.dial("tcp", str(listeners[0].address)) as stream:
+            await stream.send_all(raw)
+            await trio.sleep(0.3)
+            for _ in range(10):
+                await stream.send_all(b"x" * 1000)
+                await trio.sleep(0.01)
+
+            assert (await receive_all(stream)).startswith(b"HTTP/1.1 408 ")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_never_stops_sending_is_cut_in_the_end(
+    root: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with serving(root) as site, await site.dial() as stream:
+        await stream.send_all(b"nonsense\r\n\r\n")
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(b"x")
+                await trio.sleep(0.5)
+
+        assert trio.current_time() <= 6
+
+
+async def test_a_client_that_says_no_more_is_not_waited_for_long(
+    root: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with serving(root) as site, await site.dial() as stream:
+        await stream.send_all(b"nonsense\r\n\r\n")
+        await receive_all(stream)
+        while site.server.statistics().active:
+            await trio.sleep(0.25)
+
+        assert trio.current_time() == 1
