@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -16,6 +17,7 @@ from examples.httpd.files import Folder, IsDirectory, decode_path
 from tests.examples.httpd.support import ResponseReader, get, receive_all, serving
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 LARGE = bytes(range(256)) * 1024
@@ -386,3 +388,34 @@ async def test_targets_that_are_kept_ready_are_short(root: Path) -> None:
         nursery.cancel_scope.cancel()
 
         assert list(application.ready) == [b"/a.txt?" + b"x" * 10]
+
+
+async def test_no_file_is_touched_on_the_event_loops_thread(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def recorded(name: str) -> Callable[..., Any]:
+        function = getattr(os, name)
+
+        def record(*args: Any, **kwargs: Any) -> Any:
+            seen.append((name, threading.get_ident()))
+            return function(*args, **kwargs)
+
+        return record
+
+    settings = Settings(check_interval=0.01)
+    async with serving(root, settings=settings) as site:
+        for name in ("open", "read", "pread", "fstat", "lstat"):
+            monkeypatch.setattr(os, name, recorded(name))
+        for target in ("/a.txt", "/", "/sub", "/large.bin", "/missing", "/fifo"):
+            await site.ask(get(target))
+        # What is kept is looked at again, and what has changed is read again.
+        (root / "a.txt").write_bytes(b"changed")
+        await trio.sleep(0.02)
+        assert (await site.ask(get("/a.txt"))).body == b"changed"
+        assert (await site.ask(get("/large.bin", "Range: bytes=1-2,5-6"))).status == 206
+        monkeypatch.undo()
+
+    assert {name for name, _ in seen} >= {"open", "read", "pread", "fstat"}
+    assert threading.get_ident() not in {thread for _, thread in seen}
