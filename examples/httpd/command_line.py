@@ -86,7 +86,10 @@ async def _serve(options: argparse.Namespace, context: ssl.SSLContext | None) ->
         raise
     write_log = None if options.no_access_log else _write_log
     async with open_application(options.root, write_log=write_log) as application:
-        server = trionet.Server(application.handle, grace=options.grace)
+        limits = trionet.Limits(
+            max_connections=options.max_connections, send_timeout=options.send_timeout
+        )
+        server = trionet.Server(application.handle, limits=limits, grace=options.grace)
         _tell(f"serving {options.root}; Ctrl-C or SIGTERM drains for at most {options.grace:g} s,")
         _tell("a second one stops at once")
         report = await trionet.serve_until_signalled(server, listeners)
@@ -199,6 +202,20 @@ def _make_parser() -> argparse.ArgumentParser:
         default=10.0,
         help="what unfinished answers get when the server stops (default %(default)g)",
     )
+    parser.add_argument(
+        "--max-connections",
+        metavar="N",
+        type=_count,
+        default=10_000,
+        help="more clients wait until others have gone (default %(default)d)",
+    )
+    parser.add_argument(
+        "--send-timeout",
+        metavar="SECONDS",
+        type=_timeout,
+        default=30.0,
+        help="cut a client that takes nothing of its answer for so long (default %(default)g)",
+    )
     return parser
 
 
@@ -236,4 +253,21 @@ def _seconds(text: str) -> float:
         value = math.nan
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of seconds, got {text!r}")
+    return value
+
+
+def _timeout(text: str) -> float:
+    value = _seconds(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"expected seconds above zero, got {text!r}")
+    return value
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number above zero, got {text!r}")
     return value

@@ -281,6 +281,10 @@ def test_it_serves_on_and_drains_when_nobody_reads_its_log(
         (["--cert", "x.pem", "--key", "y.pem"], "--tls-bind, which is missing"),
         (["--tls-bind", "tcp::0", "--cert", "x.pem", "--key", "y.pem"], "cannot use --cert x.pem"),
         (["--proxy-protocol", "10.0.0.0/99"], "10.0.0.0/99"),
+        (["--max-connections", "0"], "expected a number above zero, got '0'"),
+        (["--max-connections", "many"], "'many'"),
+        (["--send-timeout", "0"], "expected seconds above zero, got '0'"),
+        (["--send-timeout", "inf"], "'inf'"),
         (["--unknown"], "unrecognized arguments"),
     ],
 )
@@ -323,3 +327,20 @@ def test_an_address_that_cannot_be_listened_on_is_told(
     told = capsys.readouterr().err
     assert told.startswith(f"httpd: cannot listen on unix:{path}: ")
     assert told.count("\n") == 1
+
+
+def test_a_client_that_does_not_read_is_cut_and_makes_room(root: Path) -> None:
+    limits = ["--max-connections", "1", "--send-timeout", "0.5"]
+    with (
+        running("--bind", "tcp:127.0.0.1:0", "--root", str(root), *limits) as program,
+        socket.create_connection(("127.0.0.1", program.ports[0]), timeout=20) as first,
+        socket.create_connection(("127.0.0.1", program.ports[0]), timeout=20) as second,
+    ):
+        first.sendall(b"GET /bytes/1000000000 HTTP/1.1\r\nHost: a\r\n\r\n")
+        second.sendall(b"GET /a.txt HTTP/1.1\r\nHost: a\r\n\r\n")
+        second.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            second.recv(1)
+        second.settimeout(20)
+
+        assert second.recv(65536).startswith(b"HTTP/1.1 200 ")
