@@ -24,8 +24,8 @@ class Settings:
       body_timeout: seconds that a body may make no progress; 408 then, if the answer has not begun.
       keep_alive_timeout: seconds a connection may rest between requests. 75 by default, as nginx.
       small_file_size: bytes up to which a file is kept in memory.
-      cache_size: bytes that the files in memory take altogether. A file takes twice its size, since
-        it is also kept as the bytes of an answer, and about 2 KiB.
+      cache_size: bytes that the files in memory take altogether. A file counts three times, since
+        it is kept as the bytes of two answers, too, and with about 2 KiB beside.
       check_interval: seconds for which a cached file is believed before it is looked at again.
     """
 
