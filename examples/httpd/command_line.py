@@ -8,6 +8,7 @@ import os
 import ssl
 import sys
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -18,8 +19,10 @@ from trionet.abc import Address
 from .application import open_application
 from .certificates import given_certificate, throw_away_certificate
 from .files import Folder
+from .workers import adopt, serve_with_workers, why_not_shared
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from trionet.abc import Listener, Stream
@@ -45,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--cert and --key go together")
     if options.cert is not None and not options.tls_bind:
         parser.error("--cert and --key are for --tls-bind, which is missing")
+    if options.workers > 1 and (problem := why_not_shared(options)):
+        parser.error(problem)
     with ExitStack() as stack:
         context = None
         if options.cert is not None:
@@ -58,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _tell(f"throw-away certificate for {', '.join(names)}; its authority: {authority}")
         status = 0
         try:
-            trio.run(_serve, options, context)
+            if options.workers == 1:
+                trio.run(_serve, options, context)
+            else:
+                serve_with_workers(options, partial(_serve, options, context))
         except* _BadBindError as group:
             print(f"httpd: {group.exceptions[0]}", file=sys.stderr)
             status = 2
@@ -70,20 +78,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-async def _serve(options: argparse.Namespace, context: ssl.SSLContext | None) -> None:
-    """Listen, tell, serve, and tell how it ended. If cancelled, the server ends at once."""
-    listeners: list[Listener[Stream]] = []
+async def _serve(
+    options: argparse.Namespace,
+    context: ssl.SSLContext | None,
+    sockets: Sequence[socket.socket] | None = None,
+) -> None:
+    """Listen, tell, serve, and tell how it ended. If cancelled, the server ends at once.
+
+    Args:
+      sockets: what a worker listens on, bound already.
+    """
     trusted = options.proxy_protocol
     proxies = trionet.ProxyProtocol(trusted=trusted) if trusted else None
-    try:
-        for bind in options.bind:
-            listeners += await _listen(bind, None, proxies)
-        for bind in options.tls_bind:
-            listeners += await _listen(bind, context, proxies)
-    except BaseException:
+    if sockets is None:
+        listeners = await _listen_to_all(options, context, proxies)
+    else:
+        listeners = adopt(sockets, options.tls_bind, context, proxies)
         for listener in listeners:
-            listener.close()
-        raise
+            _tell(_describe(listener.address, isinstance(listener, trionet.TLSListener)))
     write_log = None if options.no_access_log else _write_log
     async with open_application(options.root, write_log=write_log) as application:
         limits = trionet.Limits(
@@ -94,6 +106,25 @@ async def _serve(options: argparse.Namespace, context: ssl.SSLContext | None) ->
         _tell("a second one stops at once")
         report = await trionet.serve_until_signalled(server, listeners)
     _tell(f"stopped: {report}")
+
+
+async def _listen_to_all(
+    options: argparse.Namespace,
+    context: ssl.SSLContext | None,
+    proxies: trionet.ProxyProtocol | None,
+) -> list[Listener[Stream]]:
+    """Listen on every address asked for. If cancelled, nothing is left listening."""
+    listeners: list[Listener[Stream]] = []
+    try:
+        for bind in options.bind:
+            listeners += await _listen(bind, None, proxies)
+        for bind in options.tls_bind:
+            listeners += await _listen(bind, context, proxies)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
 
 
 async def _listen(
@@ -208,6 +239,14 @@ def _make_parser() -> argparse.ArgumentParser:
         type=_count,
         default=10_000,
         help="more clients wait until others have gone (default %(default)d)",
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=_count,
+        default=1,
+        help="serve with so many processes, one for each core say (default %(default)d); for "
+        "binds with a tcp port of their own",
     )
     parser.add_argument(
         "--send-timeout",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -344,3 +345,71 @@ def test_a_client_that_does_not_read_is_cut_and_makes_room(root: Path) -> None:
         second.settimeout(20)
 
         assert second.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="this system cannot fork")
+def test_workers_share_the_addresses_and_a_dead_one_is_replaced() -> None:
+    with running("--workers", "2", "--bind", "tcp:127.0.0.1:0", "--no-access-log") as program:
+        url = f"http://127.0.0.1:{program.ports[0]}/healthz"
+        assert httpx.get(url).text == "ok\n"
+
+        children = children_of(program.process.pid)
+        assert len(children) == 2
+        os.kill(children[0], signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while len(alive := set(children_of(program.process.pid)) - {children[0]}) < 2:
+            assert time.monotonic() < deadline, alive
+            time.sleep(0.02)
+        assert httpx.get(url).text == "ok\n"
+
+        assert program.stop() == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that ``pid`` has forked and that run."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,stat=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
+    rows = [line.split() for line in listed.stdout.splitlines()]
+    return [int(row[0]) for row in rows if not row[1].startswith("Z")]
+
+
+def test_workers_serve_tls_beside_plain_http() -> None:
+    with socket.socket() as one, socket.socket() as other:
+        ports = []
+        for sock in (one, other):
+            sock.bind(("127.0.0.1", 0))
+            ports.append(sock.getsockname()[1])
+    plain, secure = ports
+    arguments = ["--bind", f"tcp:127.0.0.1:{plain}", "--tls-bind", f"tcp:127.0.0.1:{secure}"]
+    with running("--workers", "2", *arguments, "--no-access-log") as program:
+        assert httpx.get(f"http://127.0.0.1:{plain}/healthz").text == "ok\n"
+        authority = re.search(r"its authority: (\S+)", program.started)
+        assert authority is not None
+        context = ssl.create_default_context(cafile=authority[1])
+        answer = httpx.get(f"https://127.0.0.1:{secure}/healthz", verify=context)
+        assert answer.text == "ok\n"
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--bind", "memu:site"], "shares tcp addresses only"),
+        (["--bind", "tcp::8080", "--tls-bind", "tcp::0"], "need a port for each bind"),
+        (["--bind", "tcp::8080", "--tls-bind", "tcp:127.0.0.1:8080"], "need a port for each bind"),
+    ],
+)
+def test_what_workers_cannot_share_is_refused(arguments: list[str], words: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "examples.httpd", "--workers", "2", *arguments],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert words in run.stderr
