@@ -292,9 +292,12 @@ class Server:
         full = (
             limits.max_connections is not None and len(self._connections) >= limits.max_connections
         )
-        # A proxy's connections are all its own until it says whose they are.
-        host = None if hasattr(transport, "proxy_header") else self._host_of(transport)
-        if full or self.draining.is_set() or self._host_is_full(host):
+        host = None
+        if limits.max_connections_per_host is not None and not hasattr(transport, "proxy_header"):
+            # A proxy's connections are all its own until it says whose they are.
+            host = self._host_of(transport)
+            full = full or self._host_is_full(host)
+        if full or self.draining.is_set():
             self.refuse(transport)
             return
         self._accepted += 1
@@ -302,7 +305,8 @@ class Server:
         kind = HalfCloseableConnection if half else Connection
         connection = kind(transport, self, trio.current_time())
         self._connections[connection] = None
-        self._count_host(connection, host)
+        if host is not None:
+            self._count_host(connection, host)
         if self._timekeeper.needed:
             connection._watched = Watched(connection.started_at)
         handshakes = hasattr(transport, "do_handshake")
@@ -345,17 +349,14 @@ class Server:
         most = self._limits.max_connections_per_host
         return host is not None and most is not None and self._hosts.get(host, 0) >= most
 
-    def _count_host(self, connection: Connection, host: str | None) -> None:
-        if host is not None:
-            connection._host = host
-            self._hosts[host] = self._hosts.get(host, 0) + 1
+    def _count_host(self, connection: Connection, host: str) -> None:
+        connection._host = host
+        self._hosts[host] = self._hosts.get(host, 0) + 1
 
-    def _discount_host(self, connection: Connection) -> None:
-        host = connection._host
-        if host is not None:
-            self._hosts[host] -= 1
-            if not self._hosts[host]:
-                del self._hosts[host]
+    def _discount_host(self, host: str) -> None:
+        self._hosts[host] -= 1
+        if not self._hosts[host]:
+            del self._hosts[host]
 
     def _deadline_of(self, connection: Connection) -> float:
         """When the scope of ``connection`` ends in its present phase."""
@@ -435,7 +436,8 @@ class Server:
             if self._host_is_full(host):
                 connection._phase = "rejected"
                 return
-            self._count_host(connection, host)
+            if host is not None:
+                self._count_host(connection, host)
         connection._phase = "active"
         scope.deadline = self._deadline_of(connection)
         if connection._watched is not None:
@@ -450,11 +452,12 @@ class Server:
     def _leave(self, connection: Connection, *, returned: bool) -> None:
         """Forget a connection that has ended, and count how."""
         assert self._handlers is not None
-        if not self.draining.is_set() and _cancelled_from_outside(connection):
+        if not returned and not self.draining.is_set() and _cancelled_from_outside(connection):
             # Before serve's own task had its turn: the report is to count this one, too.
             self.shutdown(0)
         del self._connections[connection]
-        self._discount_host(connection)
+        if connection._host is not None:
+            self._discount_host(connection._host)
         if connection._phase == "rejected":
             self._rejected += 1
         elif returned:
