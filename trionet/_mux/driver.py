@@ -29,6 +29,7 @@ from ..yamux import Failure, MuxConfig, Session
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .. import yamux
     from ..abc import Stream
 
 __all__ = ("Driver",)
@@ -132,6 +133,11 @@ class Driver:
                 self._arm_farewell()
         if self.writer is not None:
             self.kick()
+
+    def abandon(self, stream: yamux.Stream) -> None:
+        """Reset a stream that nobody holds any more."""
+        self.core.reset(stream)
+        self.wake()
 
     def error(self) -> Exception | None:
         """Return what a call on the session raises now, or None while it lives."""

@@ -81,7 +81,7 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
             return
         with suppress(trio.RunFinishedError):
             # Not here: the garbage collector runs anywhere, in the middle of the protocol too.
-            driver.token.run_sync_soon(_abandon, driver, record)
+            driver.token.run_sync_soon(driver.abandon, record)
         warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=1)
 
     @property
@@ -147,7 +147,7 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
                 raise self._send_error()
             size = len(data) if type(data) is bytes else memoryview(data).nbytes
             outbox = record.outbox
-            if size <= COPY_SIZE and (outbox is None or len(outbox) < OUTBOX_SIZE):
+            if size <= COPY_SIZE and (outbox is None or len(outbox) < OUTBOX_SIZE or not size):
                 if size:
                     core.put(record, data)
                     if driver.writer is not None:
@@ -389,11 +389,6 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
         task, self._receiver = self._receiver, None
         self._record.reader = None
         reschedule(task, result)
-
-
-def _abandon(driver: Driver, record: yamux.Stream) -> None:
-    driver.core.reset(record)
-    driver.wake()
 
 
 def _flat(data: bytes | bytearray | memoryview) -> memoryview:

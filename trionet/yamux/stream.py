@@ -161,9 +161,12 @@ class Stream:
 
     def put(self, data: bytes | bytearray | memoryview) -> None:
         """Keep a copy of ``data`` to be sent."""
+        if type(data) is not bytes:
+            # Of a view with gaps, too, which a bytearray does not take.
+            data = bytes(data)
         outbox = self.outbox
         if outbox is None:
-            self.outbox = data if type(data) is bytes else bytes(data)
+            self.outbox = data
         elif type(outbox) is bytearray:
             outbox += data
         else:
