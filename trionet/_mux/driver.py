@@ -141,11 +141,15 @@ class Driver:
 
     def error(self) -> Exception | None:
         """Return what a call on the session raises now, or None while it lives."""
+        over = self.closed or self.core.failure is not None
+        return self.ending() if over else None
+
+    def ending(self) -> Exception:
+        """Return what a call raises now that the session is over."""
         if self.closed:
             return trio.ClosedResourceError("this session was closed")
         failure = self.core.failure
-        if failure is None:
-            return None
+        assert failure is not None
         error = SessionBrokenError(failure.reason, code=failure.code)
         error.__cause__ = self._cause
         return error

@@ -263,9 +263,7 @@ class MuxSession:
         if self._driver.error() is not None:
             pingers, self._pingers = self._pingers, {}
             for task in (task for tasks in pingers.values() for task in tasks):
-                ended = self._driver.error()
-                assert ended is not None
-                reschedule(task, outcome.Error(ended))
+                reschedule(task, outcome.Error(self._driver.ending()))
         if self._draining and not core.streams:
             self._drained.set()
 

@@ -125,6 +125,11 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
 
     # Sending
 
+    @property
+    def sending(self) -> bool:
+        """Whether a `send_all` is under way."""
+        return self._send_busy and not self._wants_room
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send ``data``, all of it. The buffer may be reused once this returns or raises.
 
@@ -231,13 +236,16 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
         self._receive_busy = True
         try:
             if record.inbox is None and record.state.receives and not self._ended():
-                if self._interrupted:
+                if not self._interrupted:
+                    self._limit = max_bytes
+                    self._receiver = current_task()
+                    record.reader = self
+                    received: bytes = await wait_task_rescheduled(self._abort_receive)
+                    return received
+                # A checkpoint as every way out is: whoever tries again and again lets others run.
+                await checkpoint()
+                if not self.is_readable():
                     raise ReceiveInterrupted
-                self._limit = max_bytes
-                self._receiver = current_task()
-                record.reader = self
-                received: bytes = await wait_task_rescheduled(self._abort_receive)
-                return received
             await checkpoint_if_cancelled()
             data = self._take(max_bytes)
             driver = self._driver
@@ -343,9 +351,7 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
             return StreamResetError(f"stream {record.id} was reset: {record.why}")
         if not record.state.sends:
             return trio.ClosedResourceError("this stream is closed for sending")
-        error = self._driver.error()
-        assert error is not None
-        return error
+        return self._driver.ending()
 
     def _take(self, limit: int | None) -> bytes:
         """Return what there is to receive, bytes, end of file or an error raised."""
@@ -360,9 +366,7 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
             if record.state is State.RESET:
                 raise StreamResetError(f"stream {record.id} was reset: {record.why}")
             return b""
-        error = self._driver.error()
-        assert error is not None
-        raise error
+        raise self._driver.ending()
 
     def _after_close(self) -> None:
         self.wake_reader()
