@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import ssl
 import sys
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -80,8 +79,7 @@ class Gate:
     async def session(self, connection: trionet.Connection) -> None:
         """Serve the streams of one session, by a server of their own, until the peer leaves."""
         async with trionet.open_mux(connection, role="server") as session:
-            with suppress(trionet.SessionBrokenError):
-                await trionet.Server(self.stream).serve([session.listener()])
+            await trionet.Server(self.stream).serve([session.listener()])
 
     async def stream(self, stream: trionet.Connection) -> None:
         """Connect one stream with the target that it names."""

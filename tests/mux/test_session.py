@@ -280,18 +280,70 @@ async def test_a_server_serves_a_session_unchanged() -> None:
             await refused.receive_some()
 
 
-async def test_a_server_ends_with_the_session_it_serves() -> None:
+@pytest.mark.parametrize("end", ["closed by the peer", "torn", "closed here"])
+async def test_a_server_drains_when_the_session_it_serves_is_over(end: str) -> None:
+    finished: list[bytes | bytearray] = []
+
+    async def handler(connection: trionet.Connection) -> None:
+        begun = await connection.receive_some()
+        try:
+            begun += await connection.receive_some()
+        finally:
+            # What a handler has to do after its client left is done in peace.
+            await trio.sleep(0.01)
+            finished.append(begun)
+
     async with sessions() as pair, trio.open_nursery() as nursery:
-        server = trionet.Server(receive_all)
+        reports: list[trionet.ShutdownReport] = []
+        server = trionet.Server(handler, on_error=lambda *_: None)
 
         async def serve_it() -> None:
-            with pytest.raises(SessionBrokenError, match="the peer closed the session"):
-                await server.serve([pair.server.listener()])
+            reports.append(await server.serve([pair.server.listener()]))
 
         nursery.start_soon(serve_it)
+        stream = await pair.client.open_stream()
+        await stream.send_all(b"half")
+        await wait_all_tasks_blocked()
+        assert server.statistics().active == 1
+
+        if end == "closed by the peer":
+            await pair.client.aclose()
+        elif end == "closed here":
+            await pair.server.aclose()
+        else:
+            pair.client._driver._carrier.reset()  # type: ignore[attr-defined]
+        await server.wait_closed()
+
+        assert finished == [b"half"]
+        assert server.statistics().active == 0
+    assert len(reports) == 1
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_the_end_of_the_session_is_the_end_of_its_listener(waits: bool) -> None:
+    async with against_peer() as (session, peer), trio.open_nursery() as nursery:
+        listener = session.listener()
+
+        async def wait() -> None:
+            with pytest.raises(trio.ClosedResourceError) as caught:
+                await listener.wait_acceptable()
+            assert isinstance(caught.value.__cause__, SessionBrokenError)
+
+        if waits:
+            nursery.start_soon(wait)
+            await wait_all_tasks_blocked()
+        else:
+            await peer.send(data(1, b"never accepted", SYN))
+        await peer.stream.aclose()
         await wait_all_tasks_blocked()
 
-        await pair.client.aclose()
+        await wait()
+        with pytest.raises(trio.ClosedResourceError) as caught:
+            listener.accept_nowait()
+        assert "the carrier ended" in str(caught.value.__cause__)
+        # Who calls the session itself is told what became of it.
+        with pytest.raises(SessionBrokenError, match="the carrier ended"):
+            await listener.accept()
 
 
 async def test_a_draining_server_ends_idle_waits_on_streams() -> None:

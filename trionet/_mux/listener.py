@@ -16,6 +16,7 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
+from .._errors import SessionBrokenError
 from ..abc import Listener
 from .stream import MuxStream
 
@@ -61,7 +62,7 @@ class MuxListener(Listener[MuxStream]):
 
         If cancelled, no stream is lost.
         """
-        self._check()
+        self._check(self._error())
         if not self._driver.core.backlog:
             taken: MuxStream = await self._park(takes=True)
             return taken
@@ -75,10 +76,10 @@ class MuxListener(Listener[MuxStream]):
 
         Raises:
           trio.WouldBlock: there is none.
-          trio.ClosedResourceError: this listener, or the session, is closed here.
-          SessionBrokenError: the session is gone.
+          trio.ClosedResourceError: this listener, or the session, is closed here, or the session is
+            gone, which is then the cause.
         """
-        error = self._error()
+        error = self._end()
         if error is not None:
             raise error
         record = self._driver.core.accept()
@@ -90,11 +91,14 @@ class MuxListener(Listener[MuxStream]):
     async def wait_acceptable(self) -> None:
         """Wait until `accept_nowait` finds a stream, unless it is reset or taken before.
 
-        Raises what `accept` does.
+        Raises:
+          trio.BusyResourceError: another task is accepting.
+          trio.ClosedResourceError: this listener, or the session, is or gets closed here, or the
+            session is gone, which is then the cause.
 
         If cancelled, nothing was taken.
         """
-        self._check()
+        self._check(self._end())
         if self._driver.core.backlog:
             await checkpoint()
         else:
@@ -118,7 +122,7 @@ class MuxListener(Listener[MuxStream]):
         """Look whether the acceptor can go on."""
         if self._acceptor is None:
             return
-        error = self._error()
+        error = self._error() if self._takes else self._end()
         if error is not None:
             self._wake_acceptor(outcome.Error(error))
         elif self._driver.core.backlog:
@@ -130,8 +134,20 @@ class MuxListener(Listener[MuxStream]):
             return trio.ClosedResourceError("this listener is closed")
         return self._driver.error()
 
-    def _check(self) -> None:
+    def _end(self) -> Exception | None:
+        """Return why nothing can be accepted, as a `Server` takes it: it drains.
+
+        The session's end is no failure of the server's, whose handlers may still have to do with
+        what arrived before; to whom it matters, `accept` says more.
+        """
         error = self._error()
+        if isinstance(error, SessionBrokenError):
+            closed = trio.ClosedResourceError("the session of this listener is gone")
+            closed.__cause__ = error
+            return closed
+        return error
+
+    def _check(self, error: Exception | None) -> None:
         if error is not None:
             raise error
         if self._acceptor is not None:
