@@ -392,6 +392,17 @@ async def test_pings_of_many_tasks_are_answered_each(
     assert answers == pytest.approx([0.06] * 10)
 
 
+async def test_cancelled_pings_of_a_peer_that_never_answers_leave_nothing() -> None:
+    async with against_peer() as (session, _peer):
+        for _ in range(100):
+            with trio.move_on_after(0):
+                await session.ping()
+            with trio.move_on_after(0.0005):
+                await session.ping()
+
+        assert session._pingers == {}
+
+
 async def test_a_cancelled_ping_leaves_the_next_one_alone(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

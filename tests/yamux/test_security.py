@@ -69,6 +69,18 @@ def test_s1_answers_owed_to_a_stream_do_not_add_up() -> None:
     assert len(end.session.output.control) <= len(streams)
 
 
+def test_s1_pings_of_ours_that_the_peer_never_answers_do_not_add_up() -> None:
+    end = Endpoint()
+
+    for _ in range(5000):
+        value = end.session.ping()
+        end.told(ping(1 << 31, ACK))
+
+    assert len(end.session._pings) == 1024
+    end.feed(ping(value, ACK))
+    assert [answered for answered, _ in end.session.answered] == [value]
+
+
 def test_s1_refusals_not_read_are_bounded_by_the_bucket() -> None:
     end = Endpoint()
 
@@ -392,6 +404,24 @@ def test_s9_a_window_update_on_a_half_closed_stream_counts() -> None:
     end.feed(update(1, 0, 100))
 
     assert stream.outgoing.credit == WINDOW + 100
+
+
+def test_s9_nothing_is_said_after_a_protocol_error_but_the_code() -> None:
+    end = Endpoint()
+    end.feed(data(1, bytes(WINDOW // 2), SYN))
+    stream = end.session.accept()
+    assert stream is not None
+    end.session.lend(stream, memoryview(bytes(WINDOW + 1)))
+    end.pull()
+    end.session.read(stream)
+
+    end.feed(Frame(7))
+    # As a sender does that was woken by the end.
+    end.session.withdraw(stream)
+
+    assert [str(frame) for frame in end.pull()] == PROTOCOL_ERROR
+    assert end.session.silent
+    assert not end.session.output.control
 
 
 @pytest.mark.parametrize("code", [1, 2, 7, 4101])

@@ -149,12 +149,15 @@ class MuxSession:
         if error is not None:
             raise error
         task = current_task()
-        waiting = self._pingers.setdefault(self._driver.core.ping(), set())
+        value = self._driver.core.ping()
+        waiting = self._pingers.setdefault(value, set())
         waiting.add(task)
         self._driver.wake()
 
         def abort(_: object) -> Abort:
             waiting.discard(task)
+            if not waiting:
+                del self._pingers[value]
             return Abort.SUCCEEDED
 
         round_trip: float = await wait_task_rescheduled(abort)

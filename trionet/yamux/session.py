@@ -29,6 +29,10 @@ __all__ = ("BATCH_SIZE", "Failure", "Session")
 # behind it does not wait long.
 BATCH_SIZE: Final = 64 * 1024
 
+# A peer that answers no ping, while all else goes on, makes us remember so many at most; no path is
+# long enough for as many that will be answered.
+MAX_UNANSWERED: Final = 1024
+
 LAST_ID: Final = (1 << 32) - 1
 
 
@@ -120,6 +124,8 @@ class Session(Inbound):
             now = self.clock()
             for value in output.pings:
                 self._pings[value] = now
+            while len(self._pings) > MAX_UNANSWERED:
+                del self._pings[next(iter(self._pings))]
             self.keepalive.sent(now)
             self._announce()
         if self.closing and not output.waiting and not output.silent and self._all_said():
@@ -303,6 +309,7 @@ class Session(Inbound):
         self.failure = failure
         self.output.end(say)
         for stream in self.streams.values():
+            stream.due = 0
             stream.drop_output()
             stream.incoming.release(self.budget)
             self._wake(stream)
