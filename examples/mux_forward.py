@@ -17,6 +17,7 @@ Without arguments it shows itself in one process.
 from __future__ import annotations
 
 import argparse
+import signal
 import ssl
 import sys
 from functools import partial
@@ -169,18 +170,33 @@ async def run_gate(address: str, certificate: str, allowed: list[str]) -> None:
 
 
 async def run_tunnel(address: str, trust: str, local: list[str]) -> None:
-    """Forward until a signal comes. If cancelled, all connections end at once."""
+    """Forward until a signal comes, and let connections end; a second one ends them.
+
+    If cancelled, all connections end at once.
+    """
     tunnel = Tunnel(address, ssl.create_default_context(cafile=trust))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(tunnel.keep)
-        async with trio.open_nursery() as servers:
-            for pair in local:
-                here, _, target = pair.partition("=")
-                listeners = await trionet.listen("tcp", here)
-                print(f"{listeners[0].address} leads to {target}", flush=True)
-                server = trionet.Server(partial(tunnel.forward, target))
-                servers.start_soon(trionet.serve_until_signalled, server, listeners)
-        nursery.cancel_scope.cancel()
+    servers: list[trionet.Server] = []
+
+    async def obey(signals: Any) -> None:
+        grace = None
+        async for _ in signals:
+            for server in servers:
+                server.shutdown(grace)
+            grace = 0.0
+
+    # One receiver for all: of several only the last would hear a signal.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tunnel.keep)
+            nursery.start_soon(obey, signals)
+            async with trio.open_nursery() as serving:
+                for pair in local:
+                    here, _, target = pair.partition("=")
+                    listeners = await trionet.listen("tcp", here)
+                    print(f"{listeners[0].address} leads to {target}", flush=True)
+                    servers.append(trionet.Server(partial(tunnel.forward, target)))
+                    serving.start_soon(servers[-1].serve, listeners)
+            nursery.cancel_scope.cancel()
 
 
 async def show() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 import trionet
 from examples import mux_forward
 from tests.helpers import read_all
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import Certificates
 
 serve = partial(trionet.serve, grace=0)
@@ -121,3 +125,20 @@ def test_it_shows_itself(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out.splitlines()
     assert sorted(printed[:-1]) == [f"CLIENT {number}" for number in range(5)]
     assert printed[-1] == "1 connection carried them all"
+
+
+async def test_one_signal_ends_all_that_a_tunnel_forwards(
+    certificates: Certificates, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trust = tmp_path / "authority.pem"
+    certificates.authority.cert_pem.write_to_path(str(trust))
+    local = [f"127.0.0.1:0=127.0.0.1:{port}" for port in (1, 2, 3)]
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mux_forward.run_tunnel, "127.0.0.1:1", str(trust), local)
+            printed = ""
+            while printed.count("leads to") < 3:
+                await wait_all_tasks_blocked(0.01)
+                printed += capsys.readouterr().out
+            signal.raise_signal(signal.SIGTERM)
