@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from types import coroutine
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -12,6 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 import trionet
 from tests.mux.support import (
     CARRIERS,
+    DEFAULTS,
     LinkStream,
     against_peer,
     clog,
@@ -21,12 +24,14 @@ from tests.mux.support import (
     serve,
     sessions,
 )
-from tests.yamux.support import FIN, SYN, data, go_away, update
+from tests.yamux.support import ACK, FIN, SYN, data, go_away, ping, update
 from trionet._errors import RemoteGoAwayError, SessionBrokenError, StreamResetError
 from trionet._mux.session import MuxConfig, open_mux
 from trionet._streams.memory import memory_stream_pair
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from trionet._mux.stream import MuxStream
 
 # Opening
@@ -862,6 +867,37 @@ async def test_s17_a_silent_peer_is_given_up_in_time(
             await stream.receive_some()
         assert trio.current_time() == 50
     assert not far.closed
+
+
+@pytest.mark.parametrize("_round", range(10))
+def test_s17_what_came_while_the_program_was_busy_is_a_sign_of_life(_round: int) -> None:
+    """Whichever task trio runs first then, the timer's or the reader's."""
+    clock = trio.testing.MockClock()
+
+    @coroutine
+    def busy(send: Any) -> Generator[Any, Any, None]:
+        steps = send.__await__()
+        pending = next(steps)
+        # The answer is there now, and nobody has run since.
+        clock.jump(DEFAULTS.keepalive_timeout + 5)
+        with suppress(StopIteration):
+            while True:
+                pending = steps.send((yield pending))
+
+    async def main() -> None:
+        async with against_peer(DEFAULTS) as (session, peer):
+            await wait_all_tasks_blocked()
+            assert DEFAULTS.keepalive is not None
+            clock.jump(DEFAULTS.keepalive)
+            await wait_all_tasks_blocked()
+
+            await busy(peer.send(ping(1, ACK)))
+            await wait_all_tasks_blocked()
+
+            assert session._driver.error() is None
+            assert session.statistics().round_trip == 25
+
+    trio.run(main, clock=clock)
 
 
 async def test_a_carrier_that_takes_nothing_is_given_up_in_time(

@@ -275,6 +275,8 @@ class Driver:
                 self._armed = inf
                 self._arm(core.next_timeout)
                 await trio.sleep_forever()
+            # The program may have been busy for long: what came meanwhile is read first.
+            await checkpoint()
             core.tick()
             self.wake()
             if core.failure is not None and core.silent:
