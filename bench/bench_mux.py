@@ -38,6 +38,9 @@ IDLE = 10_000
 
 CarrierPair = tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]
 
+# A run ends with its streams open, as a process may; tests/mux is where leaks are looked for.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 class Stream(Protocol):
     """What the workloads ask of a stream, trionet's or libp2p's."""
