@@ -343,8 +343,9 @@ class Desk(Generic[T]):
             result = await attempt(function, entry.resource, scope=running[entry], what=what)
             passed = isinstance(result, outcome.Value) and result.value is not False
         finally:
-            del running[entry]
-            if entry.doomed or not passed or self.supply.surplus() > 0:
+            if running.pop(entry, None) is None:
+                passed = False  # Disowned by a fork: somebody else's business.
+            elif entry.doomed or not passed or self.supply.surplus() > 0:
                 self.supply.retire(entry, "surplus" if passed else what)
             else:
                 self._place(entry)
@@ -413,6 +414,18 @@ class Desk(Generic[T]):
         for scope in (*self._checks.values(), *self._resets.values()):
             scope.cancel()
         self.queue.fail_all(lambda: PoolClosedError("this pool was closed"))
+
+    def disown(self) -> None:
+        """Be closed, in a forked child, where everything belongs to the parent."""
+        self.supply.disown()
+        self._checks.clear()
+        self._resets.clear()
+        if self.hall is not None:
+            self.hall.budget.taken = self.hall.budget.closing = 0
+        # A fork from a thread of its own leaves no run behind in which anybody could be woken.
+        if trio.lowlevel.in_trio_run():
+            self.supply.changed()
+            self.queue.fail_all(lambda: PoolClosedError("this pool is the parent process's"))
 
     def report_lent(self) -> None:
         """Log who has not given back a connection, if that is asked for."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import weakref
 from typing import TYPE_CHECKING, Any, final
 
 import trio
@@ -18,6 +20,18 @@ if TYPE_CHECKING:
     from .desk import Desk
 
 __all__ = ("Premises",)
+
+_open: weakref.WeakSet[Premises] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # A list: whoever is disowned leaves the set.
+    for premises in list(_open):
+        premises.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @final
@@ -55,7 +69,15 @@ class Premises:
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
         self._nursery.start_soon(self.alarm.run)
+        _open.add(self)
         return self._nursery
+
+    def disown(self) -> None:
+        """Be closed, and leave all connections alone: in a forked child they are the parent's."""
+        _open.discard(self)
+        self.closed = True
+        for desk in list(self._desks()):
+            desk.disown()
 
     async def leave(
         self,
@@ -101,6 +123,7 @@ class Premises:
             if interrupted is not None:
                 raise exception from None
         finally:
+            _open.discard(self)
             self._nursery = None
             for desk in self._desks():
                 desk.supply.shut()

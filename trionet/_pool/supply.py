@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import random
-import weakref
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, final
@@ -51,16 +49,6 @@ T = TypeVar("T")
 LIFETIME_JITTER: Final = 0.05
 
 _logger = logging.getLogger("trionet.pool")
-_supplies: weakref.WeakSet[Supply[Any]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for supply in _supplies:
-        supply.disown()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Owner(Protocol[T]):
@@ -140,13 +128,11 @@ class Supply(Generic[T]):
         """Have the tasks run in ``nursery``, and tell ``owner`` what happens."""
         self._nursery = nursery
         self._owner = owner
-        _supplies.add(self)
 
     def shut(self) -> None:
         """Let go of the nursery, which is about to end; nothing is open any more."""
         self.closed = True
         self._nursery = None
-        _supplies.discard(self)
 
     def disown(self) -> None:
         """Forget all connections, without closing them: in a forked child they are the parent's."""
@@ -155,6 +141,11 @@ class Supply(Generic[T]):
         self.live.clear()
         for entry in self.lent.values():
             entry.doom("forked")
+        # The tasks of dials and closes were copied too; they find nothing left to account for.
+        self.dials.clear()
+        self.closing.clear()
+        self.resting = False
+        self.size = 0
 
     # Dialling
 
@@ -203,9 +194,12 @@ class Supply(Generic[T]):
                 made = self._inspect(made.value)
             connected = not isinstance(made, outcome.Error)
         finally:
+            disowned = scope not in self.dials
             self.dials.discard(scope)
-            if not connected:
+            if not (connected or disowned):
                 self._free_slot()
+        if disowned:
+            return
         if isinstance(made, outcome.Error):
             self._dial_failed(made.error, tries)
         else:
@@ -359,11 +353,13 @@ class Supply(Generic[T]):
                     at_once = trio.CancelScope(shield=True, deadline=-math.inf)
                     await attempt(resource.aclose, scope=at_once, what="closing")
         finally:
-            del self.closing[entry.key]
-            if self.budget is not None:
-                self.budget.closing -= 1
-            self._free_slot()
-        self._owner.grow()
+            disowned = self.closing.pop(entry.key, None) is None
+            if not disowned:
+                if self.budget is not None:
+                    self.budget.closing -= 1
+                self._free_slot()
+        if not disowned:
+            self._owner.grow()
 
     def _free_slot(self) -> None:
         self.size -= 1
