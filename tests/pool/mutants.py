@@ -39,15 +39,15 @@ MUTANTS = (
         1,
         "dial without looking for a free slot",
         "supply.py",
-        "else self.limit - self.size",
-        "else self.limit",
+        "return self.limit - self.size",
+        "return self.limit",
     ),
     Mutant(
         2,
         "free the slot of a connection without having closed it",
         "supply.py",
-        "            if close is None:\n                ended = await attempt(resource.aclose,",
-        "            if close is None:\n                ended = await attempt(trio.lowlevel.checkpoint,",
+        "        if close is None:\n            ended = await attempt(_aclose, resource,",
+        "        if close is None:\n            ended = await attempt(trio.lowlevel.checkpoint,",
     ),
     Mutant(
         3,
@@ -67,8 +67,8 @@ MUTANTS = (
         4,
         "dial in a pause",
         "supply.py",
-        "return 0 if self.resting or self.closed",
-        "return 0 if self.closed",
+        "if self.resting or self.closed or self._nursery is None",
+        "if self.closed or self._nursery is None",
     ),
     Mutant(
         4,
@@ -230,8 +230,8 @@ MUTANTS = (
         15,
         "never end a pause",
         "supply.py",
-        "            self.resting = False\n        due = self._resume_at",
-        "            self._resume_at = math.inf\n        due = self._resume_at",
+        "            self.resting = False\n            if not self.dials",
+        "            self._resume_at = math.inf\n            if not self.dials",
     ),
 )
 

@@ -186,7 +186,7 @@ async def test_the_pool_shrinks_under_light_load(autojump_clock: MockClock) -> N
         assert pool.statistics().size == 1
 
 
-@pytest.mark.parametrize("seconds", [0, 1e-9, math.inf])
+@pytest.mark.parametrize("seconds", [1e-9, math.inf])
 async def test_an_odd_idle_timeout_harms_nothing(seconds: float, autojump_clock: MockClock) -> None:
     async with Pool(FakePeer().connect, max_size=2, idle_timeout=seconds) as pool:
         for _ in range(3):

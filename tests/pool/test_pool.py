@@ -297,7 +297,10 @@ async def test_a_timeout_says_what_is_going_on(autojump_clock: trio.testing.Mock
         assert trio.current_time() - start == 2
         assert caught.value.__cause__ is peer.fail
         assert isinstance(caught.value, trio.TooSlowError)
-        text = "within 2 s: 1 of 2 slots taken (0 idle, 1 lent, 0 connecting, 0 closing), 0 waiting"
+        text = (
+            "within 2 s: 1 of 2 slots taken (0 idle, 1 lent, 0 connecting, "
+            "0 checked, 0 reset, 0 closing), 0 waiting"
+        )
         assert text in str(caught.value)
         assert "refused" in str(caught.value)
         assert pool.statistics().timed_out == 1

@@ -40,7 +40,7 @@ from .waiters import WaitQueue
 
 if TYPE_CHECKING:
     from collections import OrderedDict
-    from collections.abc import Awaitable, Callable, Sized
+    from collections.abc import Awaitable, Callable, Collection, Iterable
 
     from trio.lowlevel import Task
 
@@ -64,7 +64,10 @@ class Hall(Protocol):
     everyone: OrderedDict[Task, Lease[Any]]
     budget: Budget
 
-    def joined(self, desk: Desk[Any], lease: Lease[Any], /) -> None:
+    def lent(self) -> Iterable[Entry[Any]]:
+        """Go through what is lent at all desks."""
+
+    def joined(self, desk: Desk[Any], lease: Lease[Any], /, *, first: bool) -> None:
         """Take notice that somebody waits at ``desk`` from now on."""
 
     def grow(self, desk: Desk[Any], /) -> None:
@@ -106,7 +109,7 @@ class Desk(Generic[T]):
         self.idle = supply.idle
         self.lent = supply.lent
         self.waiting = self.queue.tasks
-        self.crowd: Sized = self.waiting if everyone is None else everyone
+        self.crowd: Collection[Task] = self.waiting if everyone is None else everyone
         self.report_leaks = False
         self.plain = rules.check is None
         self.acquired = self.timed_out = 0
@@ -153,12 +156,12 @@ class Desk(Generic[T]):
             entry = self._take()
             if entry is not None:
                 self._lend(entry, lease, current_task())
-                return self._confirm(entry, lease)
+                return self._confirm(entry)
         return self._queue_up(lease, first=first)
 
-    async def _confirm(self, entry: Entry[T], lease: Lease[T]) -> Entry[T]:
+    async def _confirm(self, entry: Entry[T]) -> Entry[T]:
         await cancel_shielded_checkpoint()
-        return await self.obtain_another(entry, lease) if entry.doomed else entry
+        return entry
 
     def obtain_another(self, entry: Entry[T], lease: Lease[T]) -> Awaitable[Entry[T]]:
         """As `obtain`, after ``entry`` has died on its way to ``lease``.
@@ -181,6 +184,7 @@ class Desk(Generic[T]):
             self.lent[key] = entry
             self.acquired += 1
             entry.task = None
+            entry.used = True
             return entry
         self.supply.require_open()
         taken = None if self.waiting else self._take()
@@ -206,18 +210,21 @@ class Desk(Generic[T]):
         self.acquired += 1
         entry.holder = lease
         entry.task = task
+        entry.used = True
         entry.where = None if lease is None else lease.where
 
     def _queue_up(self, lease: Lease[T], *, first: bool) -> Awaitable[Entry[T]]:
         limit = self.rules.max_waiting
         if limit is not None and len(self.crowd) >= limit and not first:
+            if self.hall is not None:
+                self.hall.left(self)
             raise PoolFullError(f"{len(self.crowd)} tasks wait already; max_waiting is {limit}")
         task = current_task()
-        if len(self.lent) >= self.supply.limit and not self._warned:
+        if not self._warned:
             self._warn_of_nesting(task)
         self.queue.join(task, lease, first=first)
         if self.hall is not None:
-            self.hall.joined(self, lease)
+            self.hall.joined(self, lease, first=first)
         self.pump()
         if lease.timeout is None:
             return self.queue.wait(task)
@@ -236,7 +243,10 @@ class Desk(Generic[T]):
     def give_back(self, entry: Entry[T]) -> None:
         """Take back ``entry``, which is lent, and lend it again or keep it."""
         teller = entry.teller
-        detour = entry.detour or (teller is not None and teller.closed)
+        try:
+            detour = entry.detour or (teller is not None and teller.closed)
+        except Exception:  # noqa: BLE001 - see Entry.is_closed
+            detour = True
         if self.lent.pop(entry.key, None) is None:
             # Closed while it was lent, and its holder has done nothing wrong.
             del self.supply.seized[entry.key]
@@ -301,10 +311,14 @@ class Desk(Generic[T]):
         self.grow()
 
     def _place(self, entry: Entry[T]) -> None:
+        if entry.probe is not None and entry.is_dead():
+            self.supply.retire(entry, "dead")
+        else:
+            self._offer(entry)
+
+    def _offer(self, entry: Entry[T]) -> None:
         if self.hall is not None and self.hall.outbids(self):
             self.supply.retire(entry, "evicted")
-        elif entry.probe is not None and entry.is_dead():
-            self.supply.retire(entry, "dead")
         elif self.waiting:
             task = self.queue.oldest
             self._lend(entry, self.waiting[task], task)
@@ -397,7 +411,8 @@ class Desk(Generic[T]):
         if entry.probe is not None or entry.watched_idle:
             self.plain = False
         entry.detour = entry.watched_idle or self.rules.reset is not None
-        self._place(entry)
+        # Not asked whether it is readable: where the peer speaks first it may well be.
+        self._offer(entry)
 
     def failed(self, error: Exception, attempts: int) -> None:
         """Tell the task that has waited longest, and only it, that dialling fails."""
@@ -427,12 +442,13 @@ class Desk(Generic[T]):
             self.supply.changed()
             self.queue.fail_all(lambda: PoolClosedError("this pool is the parent process's"))
 
-    def report_lent(self) -> None:
+    def report_lent(self, what: str = "was never given back") -> None:
         """Log who has not given back a connection, if that is asked for."""
         for entry in self.lent.values() if self.report_leaks else ():
             _logger.warning(
-                "%r was never given back; it was acquired at\n%s",
+                "%r %s; it was acquired at\n%s",
                 entry.resource,
+                what,
                 "".join(entry.where or ()),
             )
 
@@ -466,7 +482,8 @@ class Desk(Generic[T]):
         text = (
             f"no connection came within {timeout:g} s: {now.size} of {now.max_size} slots taken "
             f"({now.idle} idle, {now.lent} lent, {now.connecting} connecting, "
-            f"{now.closing} closing), {now.waiting} waiting"
+            f"{now.checking} checked, {now.resetting} reset, {now.closing} closing), "
+            f"{now.waiting} waiting"
         )
         if self.hall is not None:
             text += f", and {self.hall.budget.taken} of {self.hall.budget.limit} for all keys"
@@ -480,14 +497,23 @@ class Desk(Generic[T]):
 
     def _warn_of_nesting(self, here: Task) -> None:
         """Log, once, that everything is lent to tasks that wait here for more, as ``here`` does."""
-        for entry in self.lent.values():
-            if entry.task is not here and entry.task not in self.waiting:
+        supply, hall = self.supply, self.hall
+        own = len(self.lent) >= supply.limit
+        limit = supply.limit if own or hall is None else hall.budget.limit
+        if not own and (hall is None or hall.budget.taken < limit):
+            return
+        count = 0
+        for entry in self.lent.values() if own or hall is None else hall.lent():
+            count += 1
+            if entry.task is not here and entry.task not in self.crowd:
                 return
+        if count < limit:
+            return
         self._warned = True
         _logger.warning(
             "all %d connections are lent to tasks that wait for another one here: "
             "unless one of them is cancelled, none will ever be given back",
-            self.supply.limit,
+            limit,
         )
 
 

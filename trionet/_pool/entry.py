@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
-import trio
-
 from .watch import is_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import trio
 
     from .watch import AnySocket
 
@@ -30,12 +30,15 @@ class Entry(Generic[T]):
       task: who took it, where that is known.
       where: the stack it was taken on, if leaks are reported.
       teller: the connection, if it has a ``closed`` that says something, else None.
-      probe: to be asked before it is handed out; only where nothing is watched.
+      probe: to be asked before it is handed out, unless it is watched all the time.
+      born: when it was made.
+      used: whether it was ever lent.
       watched: its socket is watched for as long as it lives.
       watched_idle: its socket is to be watched, but only while it is idle.
     """
 
     __slots__ = (
+        "born",
         "detour",
         "doomed",
         "expires_at",
@@ -47,15 +50,18 @@ class Entry(Generic[T]):
         "socket",
         "task",
         "teller",
+        "used",
         "watched",
         "watched_idle",
         "where",
     )
 
-    def __init__(self, resource: T, expires_at: float) -> None:
+    def __init__(self, resource: T, born: float) -> None:
         self.resource = resource
         self.key = id(resource)
-        self.expires_at = expires_at
+        self.born = born
+        self.expires_at = math.inf
+        self.used = False
         self.idle_since = -math.inf
         self.doomed = ""
         self.holder: object = None
@@ -77,7 +83,10 @@ class Entry(Generic[T]):
     def is_closed(self) -> bool:
         """Whether somebody closed it here."""
         if self.teller is not None:
-            return bool(self.teller.closed)
+            try:
+                return bool(self.teller.closed)
+            except Exception:  # noqa: BLE001 - it may run any code, and is no good if that fails
+                return True
         return self.socket is not None and is_gone(self.socket)
 
     def is_dead(self) -> bool:
@@ -85,5 +94,5 @@ class Entry(Generic[T]):
         assert self.probe is not None
         try:
             return self.probe()
-        except (OSError, ValueError, trio.BrokenResourceError, trio.ClosedResourceError):
+        except Exception:  # noqa: BLE001 - what cannot even say whether it works does not
             return True

@@ -12,10 +12,12 @@ asks the hall for the present one when it is entered.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, OrderedDict
 from dataclasses import fields
+from enum import Enum
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
 
 from .desk import Desk
@@ -34,13 +36,14 @@ from .terms import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable, Sequence
+    from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
     from types import TracebackType
 
     import trio
     from trio.lowlevel import Task
 
     from .._options import Backoff
+    from .entry import Entry
 
 __all__ = ("KeyedPool",)
 
@@ -49,6 +52,13 @@ T = TypeVar("T")
 
 # What goes on counting after a key is forgotten.
 COUNTS: Final = ("acquired", "cancelled", "timed_out", "connected", "connect_failures", "closed")
+
+
+@final
+class _All(Enum):
+    """What stands for all keys, since None may be one of them."""
+
+    KEYS = "all keys"
 
 
 @final
@@ -111,9 +121,15 @@ class _Hall(Generic[K, T]):
             return desk
         return present
 
-    def joined(self, desk: Desk[Any], lease: Lease[Any], /) -> None:
+    def lent(self) -> Iterable[Entry[T]]:
+        """Go through what is lent, whatever the key."""
+        for desk in self.desks.values():
+            yield from desk.lent.values()
+
+    def joined(self, desk: Desk[Any], lease: Lease[Any], /, *, first: bool) -> None:
         """Remember when ``lease`` began to wait, and where."""
-        lease.arrived = next(self._arrivals)
+        if not first:
+            lease.arrived = next(self._arrivals)
         self._hungry[desk] = None
 
     def left(self, desk: Desk[Any], /) -> None:
@@ -125,14 +141,13 @@ class _Hall(Generic[K, T]):
         self._tidy(desk)
         budget = self.budget
         coming = budget.closing
-        for hungry in self._by_arrival():
-            for _ in range(hungry.wanted_dials()):
-                if budget.taken < budget.limit:
-                    hungry.supply.dial()
-                elif coming > 0:
-                    coming -= 1
-                elif not self._make_room(hungry):
-                    return
+        for _, hungry in self._claims():
+            if budget.taken < budget.limit:
+                hungry.supply.dial()
+            elif coming > 0:
+                coming -= 1
+            elif not self._make_room(hungry):
+                return
 
     def outbids(self, desk: Desk[Any], /) -> bool:
         """Whether a slot is needed more elsewhere than what comes free at ``desk`` is here."""
@@ -140,22 +155,46 @@ class _Hall(Generic[K, T]):
         if budget.taken < budget.limit or not self.everyone:
             return False
         coming = budget.closing
-        for hungry in self._by_arrival():
-            if hungry is desk:
+        # What comes free here serves the first in line, whatever is on its way for them.
+        here = desk.waiting[desk.queue.oldest].arrived if desk.waiting else None
+        for arrived, _ in self._claims():
+            if here is not None and here <= arrived:
                 return False
-            coming -= hungry.wanted_dials()
+            coming -= 1
             if coming < 0:
                 return True
         return False
 
-    def _by_arrival(self) -> list[Desk[T]]:
-        """List desks where somebody waits, in the order in which those came first in line came."""
-        if not self.everyone:
-            self._hungry.clear()
-            return []
+    def _claims(self) -> Iterator[tuple[int, Desk[T]]]:
+        """Go through those who wait for a slot, in the order in which they came.
+
+        One for each dial that is wanted: the first in line for whom nothing is on its way are
+        meant, so that a desk whose first one is provided for does not go before older ones
+        elsewhere. Yields when each came, and where. What is wanted is found out before the first.
+        """
         for desk in [desk for desk in self._hungry if not desk.waiting]:
             del self._hungry[desk]
-        return sorted(self._hungry, key=lambda desk: desk.waiting[desk.queue.oldest].arrived)
+        heap: list[tuple[int, int, Desk[T], Iterator[Lease[T]]]] = []
+        for number, desk in enumerate(self._hungry):
+            wanted = desk.wanted_dials()
+            if wanted:
+                covered = len(desk.waiting) - desk.unserved() + len(desk.supply.dials)
+                # A list: dials do not change who waits, but what is closed for them may.
+                line: Iterator[Lease[T]] = islice(
+                    list(desk.waiting.values()), covered, covered + wanted
+                )
+                first = next(line, None)
+                if first is not None:
+                    heap.append((first.arrived, number, desk, line))
+        heapq.heapify(heap)
+        while heap:
+            arrived, number, desk, line = heap[0]
+            yield arrived, desk
+            following = next(line, None)
+            if following is None:
+                heapq.heappop(heap)
+            else:
+                heapq.heapreplace(heap, (following.arrived, number, desk, line))
 
     def _make_room(self, desk: Desk[T]) -> bool:
         """Close what has been idle longest at any other desk; false if nothing is."""
@@ -299,12 +338,12 @@ class KeyedPool(Generic[K, T]):
         """The keys for which there is a connection, or somebody waits, or a pause runs."""
         return tuple(self._hall.desks)
 
-    def statistics(self, key: K | None = None) -> PoolStatistics:
+    def statistics(self, key: K | _All = _All.KEYS) -> PoolStatistics:
         """Return what the pool has and has done, for all keys or for one.
 
         What it did for a key counts for that key until the key is forgotten.
         """
-        if key is not None:
+        if not isinstance(key, _All):
             desk = self._hall.desks.get(key)
             return (self._hall.make(key) if desk is None else desk).statistics()
         total = Counter(self._hall.past)
@@ -317,10 +356,11 @@ class KeyedPool(Generic[K, T]):
         counts["max_size"] = self._hall.budget.limit
         return PoolStatistics(**counts, reasons=dict(reasons))
 
-    def expire(self, key: K | None = None) -> None:
+    def expire(self, key: K | _All = _All.KEYS) -> None:
         """Close all connections of today, or those of one key, as `Pool.expire` does."""
         desks = self._hall.desks
-        for desk in list(desks.values()) if key is None else filter(None, [desks.get(key)]):
+        chosen = desks.values() if isinstance(key, _All) else filter(None, [desks.get(key)])
+        for desk in list(chosen):
             desk.supply.expire()
             desk.grow()
 

@@ -15,8 +15,10 @@ from trio.lowlevel import (
 from .._errors import LeaseError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sized
+    from collections.abc import Awaitable, Collection
     from types import TracebackType
+
+    from trio.lowlevel import Task
 
     from .entry import Entry
 
@@ -73,7 +75,7 @@ class Lender(Protocol[T]):
     plain: bool
     idle: dict[int, Entry[T]]
     lent: dict[int, Entry[T]]
-    crowd: Sized
+    crowd: Collection[Task]
     acquired: int
 
     def obtain(self, lease: Lease[T], /) -> Awaitable[Entry[T]]:
@@ -166,13 +168,14 @@ class Lease(Generic[T]):
             desk.acquired += 1
             entry.holder = self
             entry.task = current_task()
+            entry.used = True
             self._entry = entry
             await cancel_shielded_checkpoint()
-            if not entry.doomed:
-                return entry.resource
-            self._entry = entry = await desk.obtain_another(entry, self)
         else:
             self._entry = entry = await desk.obtain(self)
+        while entry.doomed:
+            # It died, or was expired, between the hand-over and this task's turn.
+            self._entry = entry = await self._desk.obtain_another(entry, self)
         return entry.resource
 
     @enable_ki_protection
@@ -203,6 +206,8 @@ class Lease(Generic[T]):
         entry, self._entry = self._entry, None
         assert entry is not None
         entry.holder = None
+        # It may be another task that gives it back.
+        entry.task = None
 
     def moved(self, desk: Lender[T]) -> None:
         """Wait at another desk, the one that took the first one's place."""

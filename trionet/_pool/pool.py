@@ -6,9 +6,9 @@ import sys
 from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar, final
 
 import trio
-from trio.lowlevel import enable_ki_protection
+from trio.lowlevel import current_task, enable_ki_protection
 
-from .._errors import PoolClosedError
+from .._errors import LeaseError, PoolClosedError
 from .desk import Desk, connect_error
 from .lease import Lease, PoolStatistics
 from .premises import Premises
@@ -190,11 +190,18 @@ class Pool(Generic[T]):
         """Give back what `get` or `get_nowait` returned. One that is closed is not kept.
 
         Raises:
-          LeaseError: it is not lent; maybe it was given back already.
+          LeaseError: it is not lent; maybe it was given back already. Or it is lent again, to a
+            block of another task: ``put`` twice. If that one used `get` too, nobody can tell.
         """
         desk = self._desk
         entry = desk.lent.get(id(connection))
-        desk.give_back(desk.find(connection) if entry is None else entry)
+        if entry is None:
+            entry = desk.find(connection)
+        elif entry.holder is not None and entry.task is not current_task():
+            raise LeaseError(
+                f"{connection!r} is lent to another task now; it was given back before"
+            )
+        desk.give_back(entry)
 
     def discard(self, connection: T) -> None:
         """Give back a connection that is not to be used again: it is closed.
@@ -237,11 +244,13 @@ class Pool(Generic[T]):
         Raises:
           PoolConnectError: connecting failed meanwhile, as often as the backoff allows.
           PoolClosedError: the pool is closed or gets closed.
+          RuntimeError: the pool's block has not begun.
 
         If cancelled, the pool goes on to connect.
         """
         await trio.lowlevel.checkpoint()
         desk, supply = self._desk, self._desk.supply
+        supply.require_open()
         failures = desk.give_ups
 
         def decided() -> bool:

@@ -98,6 +98,7 @@ class Premises:
             await self.drain(None if exception is None else 0)
         except BaseException as interruption:  # noqa: BLE001 - passed on to the nursery, below
             for desk in list(self._desks()):
+                desk.report_lent()
                 desk.supply.seize()
                 desk.supply.cut_short()
             # What the body raised outranks the cancellation of the work after it, as it does in a
@@ -135,6 +136,10 @@ class Premises:
         desks = list(self._desks())
         for desk in desks:
             desk.stop()
+        if grace is None:
+            for desk in desks:
+                # Said before the wait, which may never end.
+                desk.report_lent("is still lent, and the end of the pool waits for it")
         with trio.move_on_after(math.inf if grace is None else grace):
             for desk in desks:
                 await desk.supply.wait_nothing_lent()

@@ -32,7 +32,7 @@ from trio.lowlevel import enable_ki_protection
 from .._errors import PoolClosedError
 from .entry import Entry
 from .terms import EXCHANGE_LIMIT, attempt
-from .watch import find_probe, find_socket, stop_watching, watch
+from .watch import find_hangup_probe, find_probe, find_socket, stop_watching, watch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -48,7 +48,18 @@ T = TypeVar("T")
 # restart of the peer say, do not all expire together.
 LIFETIME_JITTER: Final = 0.05
 
+# Seconds that an unused connection has to live for its dial to count as a success: peers that
+# accept and then hang up, overloaded ones say, do that sooner.
+PROBATION: Final = 1.0
+
 _logger = logging.getLogger("trionet.pool")
+
+
+async def _aclose(resource: Any) -> None:
+    # Looked up here, where what that raises is caught. There need be none beside a `close`.
+    aclose = getattr(resource, "aclose", None)
+    if aclose is not None:
+        await aclose()
 
 
 class Owner(Protocol[T]):
@@ -62,6 +73,9 @@ class Owner(Protocol[T]):
 
     def grow(self) -> None:
         """Start the dials that are wanted and possible now."""
+
+    def wanted_dials(self) -> int:
+        """How many dials should run now that do not."""
 
 
 @final
@@ -150,11 +164,13 @@ class Supply(Generic[T]):
     # Dialling
 
     def room(self) -> int:
-        """How many dials may start now: the free slots, but none in a pause or after the end.
+        """How many dials may start now: the free slots, but none in a pause.
 
-        What is left of the budget is not looked at.
+        None either before the block, or after the end. What is left of the budget is not looked at.
         """
-        return 0 if self.resting or self.closed else self.limit - self.size
+        if self.resting or self.closed or self._nursery is None:
+            return 0
+        return self.limit - self.size
 
     def dial(self) -> None:
         """Take a slot and start connecting, in the context of whoever calls."""
@@ -191,7 +207,7 @@ class Supply(Generic[T]):
         try:
             made = await attempt(self._connect, scope=scope, what="connecting")
             if isinstance(made, outcome.Value):
-                made = self._inspect(made.value)
+                made = await self._inspect(made.value)
             connected = not isinstance(made, outcome.Error)
         finally:
             disowned = scope not in self.dials
@@ -206,24 +222,37 @@ class Supply(Generic[T]):
             self._dial_succeeded(made.unwrap(), generation)
         self._owner.grow()
 
-    def _inspect(self, resource: T) -> outcome.Outcome[T]:
+    async def _inspect(self, resource: T) -> outcome.Outcome[Entry[T]]:
         key = id(resource)
         if key in self.live or key in self.closing or key in self.seized:
             return outcome.Error(ValueError(f"connect returned {resource!r} a second time"))
-        if self.terms.close is None and not callable(getattr(resource, "aclose", None)):
-            return outcome.Error(
-                TypeError(f"connect must return something with an aclose, got {resource!r}")
-            )
-        return outcome.Value(resource)
+        try:
+            if self.terms.close is None and not callable(getattr(resource, "aclose", None)):
+                return outcome.Error(
+                    TypeError(f"connect must return something with an aclose, got {resource!r}")
+                )
+            entry = Entry(resource, trio.current_time())
+            entry.socket, entry.watched = find_socket(resource)
+            entry.probe = find_probe(resource)
+        except Exception as exc:  # noqa: BLE001 - properties of a thing that is not ours
+            scope = trio.CancelScope(shield=True, deadline=trio.current_time() + EXCHANGE_LIMIT)
+            await self._end(resource, scope)
+            return outcome.Error(exc)
+        return outcome.Value(entry)
 
     def _dial_failed(self, error: BaseException, tries: int) -> None:
         if self.closed:
             return
         assert isinstance(error, Exception)
         self.connect_failures += 1
+        self._in_vain(error, tries)
+
+    def _in_vain(self, error: Exception, tries: int) -> None:
         self.last_error = error
         # Dials that started together and fail together are one failure: one pause, one try.
         now = trio.current_time()
+        if any(self._has_worked(entry, now) for entry in self.live.values()):
+            self._failures = self._tries = 0
         if now >= self._resume_at:
             self._failures += 1
             self.resting = True
@@ -237,18 +266,15 @@ class Supply(Generic[T]):
             self._tries = max(self._tries, tries)
         self.changed()
 
-    def _dial_succeeded(self, resource: T, generation: int) -> None:
+    def _dial_succeeded(self, entry: Entry[T], generation: int) -> None:
         self.connected += 1
-        self.last_error = None
-        self._failures = self._tries = 0
+        # The failures before are forgotten only once this one has proved to be of use.
         self.resting = False
         self._resume_at = -math.inf
         lifetime = self.terms.lifetime
-        expires_at = math.inf
         if lifetime is not None:
             part = 1 - random.uniform(0, LIFETIME_JITTER)  # noqa: S311 - not a secret
-            expires_at = trio.current_time() + lifetime * part
-        entry = Entry(resource, expires_at)
+            entry.expires_at = trio.current_time() + lifetime * part
         self.live[entry.key] = entry
         if self.closed:
             self.retire(entry, "closed")
@@ -259,21 +285,26 @@ class Supply(Generic[T]):
         else:
             self._watch(entry)
             # Now so many are open that one which has been idle for too long may go: look at once.
-            self.alarm.set(-math.inf if 0 < self.floor < len(self.live) else expires_at)
+            self.alarm.set(-math.inf if 0 < self.floor < len(self.live) else entry.expires_at)
             self._owner.arrived(entry)
             self.changed()
 
     # Dead ones
 
     def _watch(self, entry: Entry[T]) -> None:
-        entry.socket, announced = find_socket(entry.resource)
+        # Found out by `_inspect`.
+        announced, probe = entry.watched, entry.probe
+        entry.watched, entry.probe = False, None
         if entry.socket is not None and announced:
             entry.watched = watch(entry.socket, partial(self._hung_up, entry))
         elif entry.socket is not None and watch(entry.socket, partial(self._hung_up, entry)):
             stop_watching(entry.socket)
             entry.watched_idle = entry.detour = True
-        if not (entry.watched or entry.watched_idle):
-            entry.probe = find_probe(entry.resource)
+        if not entry.watched:
+            entry.probe = probe
+        if entry.probe is None and entry.watched_idle and entry.socket is not None:
+            # What TLS leaves unread, session tickets say, makes it readable for no reason.
+            entry.probe = find_hangup_probe(entry.socket)
 
     def _hung_up(self, entry: Entry[T]) -> None:
         if entry.key in self.idle:
@@ -327,7 +358,9 @@ class Supply(Generic[T]):
             return None
         if (entry.watched or entry.watched_idle) and entry.socket is not None:
             stop_watching(entry.socket)
-        self.ended[entry.doomed or reason] += 1
+        reason = entry.doomed or reason
+        self.ended[reason] += 1
+        self._learn_from(entry, reason)
         # Shielded, so that the end of everything else does not turn a clean close into a cut.
         scope = trio.CancelScope(shield=True, deadline=trio.current_time() + EXCHANGE_LIMIT)
         self.closing[entry.key] = scope
@@ -337,21 +370,25 @@ class Supply(Generic[T]):
         self.changed()
         return scope
 
+    def _has_worked(self, entry: Entry[T], now: float) -> bool:
+        if entry.used:
+            return entry.key not in self.lent
+        return now - entry.born >= PROBATION
+
+    def _learn_from(self, entry: Entry[T], reason: str) -> None:
+        """Take what became of a connection for the true outcome of its dial."""
+        now = trio.current_time()
+        if now - entry.born >= PROBATION or (entry.used and reason not in ("dead", "discarded")):
+            self._failures = self._tries = 0
+            self.last_error = None
+        elif reason == "dead" and not entry.used and not self.closed:
+            gone = trio.BrokenResourceError(f"{entry.resource!r}: the peer hung up before any use")
+            self._in_vain(gone, self._tries + 1)
+
     @enable_ki_protection
     async def _close(self, entry: Entry[T], scope: trio.CancelScope) -> None:
-        resource: Any = entry.resource
         try:
-            close: Callable[..., Awaitable[object]] | None = self.terms.close
-            if close is None:
-                ended = await attempt(resource.aclose, scope=scope, what="closing")
-            else:
-                ended = await attempt(close, resource, scope=scope, what="closing")
-            if isinstance(ended, outcome.Error):
-                _logger.debug("closing %r: %r", resource, ended.error)
-                # An aclose that was cut short has closed all the same; anything else may not have.
-                if close is not None and hasattr(resource, "aclose"):
-                    at_once = trio.CancelScope(shield=True, deadline=-math.inf)
-                    await attempt(resource.aclose, scope=at_once, what="closing")
+            await self._end(entry.resource, scope)
         finally:
             disowned = self.closing.pop(entry.key, None) is None
             if not disowned:
@@ -360,6 +397,19 @@ class Supply(Generic[T]):
                 self._free_slot()
         if not disowned:
             self._owner.grow()
+
+    async def _end(self, resource: Any, scope: trio.CancelScope) -> None:
+        close: Callable[..., Awaitable[object]] | None = self.terms.close
+        if close is None:
+            ended = await attempt(_aclose, resource, scope=scope, what="closing")
+        else:
+            ended = await attempt(close, resource, scope=scope, what="closing")
+        if isinstance(ended, outcome.Error):
+            _logger.debug("closing %r: %r", resource, ended.error)
+            # An aclose that was cut short has closed all the same; anything else may not have.
+            if close is not None:
+                at_once = trio.CancelScope(shield=True, deadline=-math.inf)
+                await attempt(_aclose, resource, scope=at_once, what="closing")
 
     def _free_slot(self) -> None:
         self.size -= 1
@@ -373,13 +423,14 @@ class Supply(Generic[T]):
         for scope in self.dials:
             scope.cancel()
         self._retire_generation("closed")
+        self.changed()
 
     def seize(self) -> None:
         """Close what somebody still has, at once and without grace."""
         for entry in list(self.lent.values()):
             del self.lent[entry.key]
             self.seized[entry.key] = entry
-            entry.doomed = ""
+            entry.doomed = "seized"
             scope = self.retire(entry, "seized")
             if scope is not None:
                 scope.cancel()
@@ -415,6 +466,9 @@ class Supply(Generic[T]):
         """Do what is due at ``now``; return when something is due next."""
         if self.resting and self._resume_at <= now:
             self.resting = False
+            if not self.dials and not self._owner.wanted_dials():
+                # Whoever comes next was not there, and has a row of attempts of its own.
+                self._failures = self._tries = 0
         due = self._resume_at if self.resting else math.inf
         for entry in list(self.live.values()):
             if entry.expires_at > now:

@@ -22,6 +22,7 @@ __all__ = (
     "attempt",
     "make_terms",
     "require_count",
+    "require_duration",
     "require_seconds",
 )
 
@@ -103,6 +104,13 @@ def require_seconds(name: str, value: object) -> None:
         raise ValueError(f"{name} must be at least 0, got {value!r}")
 
 
+def require_duration(name: str, value: object) -> None:
+    """Raise unless ``value`` is None or a number of seconds, more than 0."""
+    require_seconds(name, value)
+    if value == 0:
+        raise ValueError(f"{name} must be more than 0, or None for no limit, got {value!r}")
+
+
 def require_count(name: str, value: object, *, minimum: int) -> None:
     """Raise unless ``value`` is an int, ``minimum`` or more."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -137,8 +145,9 @@ def make_terms(
     if max_waiting is not None:
         require_count("max_waiting", max_waiting, minimum=1)
     require_seconds("connect_timeout", connect_timeout)
-    require_seconds("idle_timeout", idle_timeout)
-    require_seconds("lifetime", lifetime)
+    # With 0 a connection would be over as soon as it is made, and the next one dialled at once.
+    require_duration("idle_timeout", idle_timeout)
+    require_duration("lifetime", lifetime)
     if check_after is None:
         raise TypeError("check_after must be a number of seconds, got None")
     require_seconds("check_after", check_after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket as stdlib_socket
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     AnySocket: TypeAlias = stdlib_socket.socket | trio.socket.SocketType
 
-__all__ = ("find_probe", "find_socket", "is_gone", "stop_watching", "watch")
+__all__ = ("find_hangup_probe", "find_probe", "find_socket", "is_gone", "stop_watching", "watch")
 
 # How many streams may be stacked on a socket; no real stack comes near, and a cycle ends.
 MAX_LAYERS = 8
@@ -49,6 +50,20 @@ def find_probe(resource: Any) -> Callable[[], bool] | None:
         resource = resource.socket
     probe = getattr(resource, "is_readable", None)
     return probe if callable(probe) else None
+
+
+def find_hangup_probe(sock: AnySocket) -> Callable[[], bool] | None:
+    """Return how to ask whether the peer of ``sock`` has gone, whatever bytes it left behind."""
+    if not hasattr(select, "POLLRDHUP"):
+        return None
+
+    def hung_up() -> bool:
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLRDHUP)
+        # Errors and a full hang-up are always told.
+        return bool(poll.poll(0))
+
+    return hung_up
 
 
 def watch(sock: AnySocket, callback: Callable[[], object]) -> bool:
