@@ -10,6 +10,7 @@ wait as long as their patience lasts.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeAlias, final
@@ -167,16 +168,23 @@ class Redis:
 
         Raises:
           trionet.PoolTimeoutError: there was no connection within `patience` seconds.
+          trio.BrokenResourceError: the server still hangs up after `patience` seconds.
 
         If cancelled, some of the commands may have been executed.
         """
-        while True:
+        pauses = trionet.Backoff(maximum=1)
+        deadline = trio.current_time() + self._patience
+        for failures in itertools.count(1):
             try:
-                async with self.pool.acquire(timeout=self._patience) as connection:
+                left = max(0, deadline - trio.current_time())
+                async with self.pool.acquire(timeout=left) as connection:
                     return await connection.pipeline(*commands)
             except trio.BrokenResourceError:
                 # The connection is closed already, as after any exception in the block.
-                continue
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(pauses.delay(failures))
+        raise AssertionError("there is no last failure")
 
 
 async def main(address: str) -> None:

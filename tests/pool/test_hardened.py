@@ -169,3 +169,21 @@ async def test_slots_go_to_the_first_not_provided_for(autojump_clock: MockClock)
 def test_no_time_at_all_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         Pool(FakePeer().connect, max_size=1, **{name: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+async def test_a_group_raised_in_the_block_leaves_as_itself(keyed: bool) -> None:
+    class Own(ExceptionGroup[KeyError]):
+        pass
+
+    group = Own("mine", [KeyError("x")])
+    pool: Pool[FakeConnection] | KeyedPool[object, FakeConnection] = (
+        KeyedPool(connect_to, max_total=1, max_per_key=1)
+        if keyed
+        else Pool(FakePeer().connect, max_size=1)
+    )
+    with pytest.raises(Own) as caught:
+        async with pool:
+            raise group
+
+    assert caught.value is group

@@ -107,6 +107,11 @@ class Premises:
                 kind, exception = type(interruption), interruption
                 traceback = interruption.__traceback__
                 interrupted = interruption
+        # A group of the body's own is raised by the block itself: a nursery would take it apart.
+        # One with a cancellation in it is the nursery's business all the same.
+        own = exception if isinstance(exception, BaseExceptionGroup) else None
+        if own is not None and own.split(trio.Cancelled)[0] is None and interrupted is None:
+            kind = exception = traceback = None
         # What still closes is shielded from this; only the alarm is not.
         self._nursery.cancel_scope.cancel()
         try:
