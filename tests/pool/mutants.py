@@ -223,8 +223,8 @@ MUTANTS = (
         15,
         "do not dial when a slot becomes free",
         "supply.py",
-        "            self._free_slot()\n        self._owner.grow()\n\n    def _free_slot",
-        "            self._free_slot()\n\n    def _free_slot",
+        "        if not disowned:\n            self._owner.grow()\n\n    async def _end",
+        "\n    async def _end",
     ),
     Mutant(
         15,

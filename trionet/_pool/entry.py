@@ -57,13 +57,13 @@ class Entry(Generic[T]):
     )
 
     def __init__(self, resource: T, born: float) -> None:
-        self.resource = resource
-        self.key = id(resource)
-        self.born = born
-        self.expires_at = math.inf
-        self.used = False
-        self.idle_since = -math.inf
-        self.doomed = ""
+        self.resource: T = resource
+        self.key: int = id(resource)
+        self.born: float = born
+        self.expires_at: float = math.inf
+        self.used: bool = False
+        self.idle_since: float = -math.inf
+        self.doomed: str = ""
         self.holder: object = None
         self.task: trio.lowlevel.Task | None = None
         self.where: list[str] | None = None
@@ -72,8 +72,9 @@ class Entry(Generic[T]):
         self.teller: Any = None if closed is None or callable(closed) else resource
         self.probe: Callable[[], bool] | None = None
         self.socket: AnySocket | None = None
-        self.watched = self.watched_idle = False
-        self.detour = False
+        self.watched: bool = False
+        self.watched_idle: bool = False
+        self.detour: bool = False
 
     def doom(self, reason: str) -> None:
         """Have it closed, for ``reason``, as soon as it comes back."""

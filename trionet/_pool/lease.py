@@ -115,10 +115,10 @@ class Lease(Generic[T]):
         self._desk = desk
         self._entry: Entry[T] | None = None
         self._entered = False
-        self.timeout = timeout
+        self.timeout: float | None = timeout
         self.where: list[str] | None = None
         # Its place among all that wait, where several queues compare theirs.
-        self.arrived = 0
+        self.arrived: int = 0
 
     def __repr__(self) -> str:
         if self._entry is not None:
