@@ -20,6 +20,7 @@ import trio
 import trio.testing
 
 import trionet
+from bench.figures import show
 from bench.pairs import in_turns, versions
 from trionet._mux.session import MuxConfig, MuxSession, open_mux
 
@@ -331,7 +332,7 @@ def bench_mux(
         {"libp2p": partial(run, theirs, CARRIERS[carrier], workload)},
         unit=unit,
         rounds=5,
-        wanted=("libp2p", ">=", least),
+        wanted=[("libp2p", ">=", least)],
     )
 
 
@@ -344,7 +345,7 @@ def bench_mux_and_its_carrier(benchmark: BenchmarkFixture, carrier: str) -> None
         {"the carrier alone": partial(trio.run, bare_ping_pong, make)},
         unit="a 64 B round trip",
         # 0.45 of its speed on trio's memory pair.
-        wanted=("the carrier alone", ">=", 0.45) if carrier == "trio's memory" else None,
+        wanted=[("the carrier alone", ">=", 0.45)] if carrier == "trio's memory" else [],
     )
 
 
@@ -391,10 +392,12 @@ def bench_mux_beside_bulk(benchmark: BenchmarkFixture, carrier: str) -> None:
         beside.append(percentile(trio.run(latencies, make, True), 99))
 
     benchmark.pedantic(one_round, rounds=5, iterations=1)  # type: ignore[no-untyped-call]
-    alone, loaded = statistics.median(quiet), statistics.median(beside)
-    print(f"\n{benchmark.name}: 99th percentile of 64 B round trips")
-    print(f"  quiet {alone * 1e6:.0f} us, beside bulk {loaded * 1e6:.0f} us:", end=" ")
-    print(f"{loaded / alone:.2f} times; wanted <= 3")
+    show(
+        benchmark,
+        "the 99th percentile of 64 B round trips beside bulk",
+        {"trionet": beside, "quiet": quiet},
+        wanted=[("quiet", "<=", 3)],
+    )
 
 
 def bench_mux_idle_streams(benchmark: BenchmarkFixture) -> None:
@@ -428,9 +431,13 @@ def bench_mux_idle_streams(benchmark: BenchmarkFixture) -> None:
                     stream.reset()
 
     benchmark.pedantic(lambda: trio.run(main), rounds=1, iterations=1)  # type: ignore[no-untyped-call]
-    size = statistics.median(sizes)
-    print(f"\n{benchmark.name}: {IDLE} idle streams, bytes each, by tracemalloc")
-    print(f"  both ends {size:.0f}, one end {size / 2:.0f}; wanted <= 1536")
+    show(
+        benchmark,
+        f"memory of an idle stream's end, {IDLE:,} streams, by tracemalloc",
+        {"trionet": [size / 2 for size in sizes]},
+        quantity="bytes",
+        wanted=[(None, "<=", 1536)],
+    )
 
 
 # A Go peer
@@ -456,7 +463,8 @@ def start_go(binary: Path) -> tuple[subprocess.Popen[str], str]:
 
 
 def bench_mux_go(benchmark: BenchmarkFixture, go_echo: Path) -> None:
-    found: dict[str, list[float]] = {"ours": [], "go": [], "ours bulk": [], "go bulk": []}
+    round_trips: dict[str, list[float]] = {"trionet": [], "Go to Go": []}
+    megabytes: dict[str, list[float]] = {"trionet": [], "Go to Go": []}
 
     async def against_go(address: str) -> None:
         carrier = await trionet.dial("tcp", address)
@@ -467,7 +475,7 @@ def bench_mux_go(benchmark: BenchmarkFixture, go_echo: Path) -> None:
             for _ in range(ROUND_TRIPS):
                 await stream.send(MESSAGE)
                 await receive_size(stream, len(MESSAGE))
-            found["ours"].append((time.perf_counter() - start) / ROUND_TRIPS * 1e6)
+            round_trips["trionet"].append((time.perf_counter() - start) / ROUND_TRIPS)
 
             async def send() -> None:
                 block = bytes(65536)
@@ -478,7 +486,7 @@ def bench_mux_go(benchmark: BenchmarkFixture, go_echo: Path) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send)
                 await receive_size(stream, 64 << 20)
-            found["ours bulk"].append((64 << 20) / 1e6 / (time.perf_counter() - start))
+            megabytes["trionet"].append((time.perf_counter() - start) / ((64 << 20) / 1e6))
             await stream.close()
 
     def one_round() -> None:
@@ -495,11 +503,9 @@ def bench_mux_go(benchmark: BenchmarkFixture, go_echo: Path) -> None:
         ).stdout.split()
         process.kill()
         process.wait()
-        found["go"].append(float(said[1]))
-        found["go bulk"].append(float(said[3]))
+        round_trips["Go to Go"].append(float(said[1]) * 1e-6)
+        megabytes["Go to Go"].append(1 / float(said[3]))
 
     benchmark.pedantic(one_round, rounds=3, iterations=1)  # type: ignore[no-untyped-call]
-    middle = {name: statistics.median(values) for name, values in found.items()}
-    print(f"\n{benchmark.name}: a Go echo server over TCP")
-    print(f"  64 B round trip: ours {middle['ours']:.1f} us, Go's {middle['go']:.1f} us")
-    print(f"  bulk echoed: ours {middle['ours bulk']:.0f} MB/s, Go's {middle['go bulk']:.0f} MB/s")
+    show(benchmark, "a 64 B round trip to a Go echo server over TCP", round_trips)
+    show(benchmark, "a MB echoed by a Go server over TCP", megabytes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import socket
-import statistics
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,14 +13,17 @@ import pytest
 import trio
 
 import trionet
+from bench.figures import show
 from bench.pairs import in_turns, versions
-from bench.programs import PEERS, Program, Skipped, free_port, httpd, python, running, wrk
+from bench.programs import PEERS, Load, Program, Skipped, free_port, httpd, python, running
 from bench.sockets import tcp_sockets, trio_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_benchmark.fixture import BenchmarkFixture
+
+    from bench.figures import Demand
 
 ROUND_TRIPS = 6000
 PAYLOAD = bytes(64)
@@ -51,27 +53,10 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Prog
         yield programs
 
 
-class Load:
-    """wrk on one program, with the program's own time beside it."""
-
-    def __init__(self, program: Program, *, close: bool) -> None:
-        self.cpu: list[float] = []
-        self._program = program
-        self._close = close
-
-    def __call__(self) -> float:
-        cpu = self._program.cpu_seconds()
-        start = time.perf_counter()
-        seconds = wrk(self._program, close=self._close)
-        answers = (time.perf_counter() - start) / seconds
-        self.cpu.append((self._program.cpu_seconds() - cpu) / answers)
-        return seconds
-
-
 def under_load(
     benchmark: BenchmarkFixture,
     programs: dict[str, Program],
-    wanted: list[tuple[str, str, float]],
+    wanted: list[Demand],
     *,
     close: bool,
 ) -> None:
@@ -86,15 +71,15 @@ def under_load(
         rounds=5,
         wanted=[one for one in wanted if one[0] in programs],
     )
-    for name, load in loads.items():
-        # The first is the warm-up.
-        print(f"  {name:34} {statistics.median(load.cpu[1:]) * 1e6:10.2f} µs of processor each")
+    # The first of each is the warm-up.
+    processor = {name: load.cpu[1:] for name, load in loads.items()}
+    show(benchmark, "processor time of one answer", processor)
 
 
 @needs_wrk
 def bench_http_keep_alive(benchmark: BenchmarkFixture, servers: dict[str, Program]) -> None:
     """100 connections that stay."""
-    wanted = [
+    wanted: list[Demand] = [
         ("uvicorn", ">=", 1.8),
         ("granian", ">=", 1.1),
         ("hypercorn (trio)", ">=", 25.0),
@@ -107,7 +92,11 @@ def bench_http_keep_alive(benchmark: BenchmarkFixture, servers: dict[str, Progra
 @needs_wrk
 def bench_http_close(benchmark: BenchmarkFixture, servers: dict[str, Program]) -> None:
     """100 at a time, each for one request."""
-    wanted = [("uvicorn", ">=", 1.8), ("nginx", ">=", 1.0), ("Go net/http", ">=", 1.0)]
+    wanted: list[Demand] = [
+        ("uvicorn", ">=", 1.8),
+        ("nginx", ">=", 1.0),
+        ("Go net/http", ">=", 1.0),
+    ]
     under_load(benchmark, servers, wanted, close=True)
 
 
@@ -165,7 +154,7 @@ def bench_round_trip(benchmark: BenchmarkFixture, pairs: int, bound: float) -> N
         partial(trio.run, round_trips, trionet.SocketStream, pairs),
         {"trio.SocketStream": partial(trio.run, round_trips, trio_stream, pairs)},
         unit=f"a 64-byte TCP round trip, {pairs} at once",
-        wanted=("trio.SocketStream", "<=", bound),
+        wanted=[("trio.SocketStream", "<=", bound)],
     )
 
 
@@ -193,17 +182,17 @@ def resident_each(kind: str) -> float:
 
 def bench_idle_memory(benchmark: BenchmarkFixture) -> None:
     """5,000 connections that wait after one byte each: what each adds to its server."""
-    kibibytes: dict[str, list[float]] = {"trionet": [], "trio": []}
+    sizes: dict[str, list[float]] = {"trionet": [], "trio": []}
 
     def one_round() -> None:
-        for kind, sizes in kibibytes.items():
-            sizes.append(resident_each(kind) / 1024)
+        for kind, found in sizes.items():
+            found.append(resident_each(kind))
 
     benchmark.pedantic(one_round, rounds=3, iterations=1)  # type: ignore[no-untyped-call]
-    medians = {kind: statistics.median(sizes) for kind, sizes in kibibytes.items()}
-    print(f"\n{benchmark.name}: KiB resident for each idle connection, median of 3")
-    for kind, median in medians.items():
-        print(f"  {kind:34} {median:10.2f} KiB")
-        benchmark.extra_info[kind] = median
-    word = "met" if medians["trionet"] <= 5.5 else "MISSED"
-    print(f"  asked for: at most 5.5 KiB: {medians['trionet']:.2f}, {word}")
+    show(
+        benchmark,
+        "resident memory of an idle connection",
+        sizes,
+        quantity="KiB",
+        wanted=[(None, "<=", 5.5)],
+    )

@@ -1,38 +1,43 @@
-"""Measuring two things in turns, and saying their ratio."""
+"""Measuring several things in turns."""
 
 from __future__ import annotations
 
-import statistics
 from typing import TYPE_CHECKING
 
+from bench.figures import OURS, show, versions
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
-__all__ = ("in_turns",)
+    from bench.figures import Demand
+
+__all__ = ("curve", "in_turns", "versions")
 
 
 def in_turns(
     benchmark: BenchmarkFixture,
     ours: Callable[[], float],
-    peers: dict[str, Callable[[], float]],
+    peers: Mapping[str, Callable[[], float]],
     *,
     unit: str,
     rounds: int = 7,
-    wanted: tuple[str, str, float] | list[tuple[str, str, float]] | None = None,
-) -> None:
-    """Run ours and each peer by turns, and print medians and the ratios of medians.
+    wanted: Sequence[Demand] = (),
+) -> dict[str, float]:
+    """Run ours and each peer by turns, and show medians and the ratios of medians.
 
     The machine's speed drifts; within one round all sides meet the same machine.
 
     Args:
       ours, peers: each runs its workload once, and returns seconds per operation.
       unit: what one operation is.
-      wanted: a peer's name, ``"<="`` or ``">="``, and the ratio asked for: ours to the peer's for
-        ``"<="``, the peer's to ours for ``">="``. Or a list of these.
+      wanted: what was asked for.
+
+    Returns:
+      The medians, in seconds.
     """
-    sides = {"trionet": ours, **peers}
+    sides = {OURS: ours, **peers}
     for run in sides.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -42,28 +47,40 @@ def in_turns(
             times[name].append(run())
 
     benchmark.pedantic(one_round, rounds=rounds, iterations=1)  # type: ignore[no-untyped-call]
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    mine = medians["trionet"]
-    print(f"\n{benchmark.name}: {unit}, median of {rounds} rounds in turns")
-    for name, median in medians.items():
-        low, high = min(times[name]) * 1e6, max(times[name]) * 1e6
-        ratio = "" if name == "trionet" else f"   ours/theirs {mine / median:.3f}"
-        print(f"  {name:34} {median * 1e6:10.2f} µs  ({low:.2f} to {high:.2f}){ratio}")
-        benchmark.extra_info[name] = median
-    demands = wanted if isinstance(wanted, list) else [wanted] if wanted else []
-    for peer, sign, bound in demands:
-        ratio_value = mine / medians[peer] if sign == "<=" else medians[peer] / mine
-        met = ratio_value <= bound if sign == "<=" else ratio_value >= bound
-        what = "ours/theirs" if sign == "<=" else "theirs/ours"
-        word = "met" if met else "MISSED"
-        print(f"  asked for: {what} {sign} {bound} against {peer}: {ratio_value:.3f}, {word}")
-        benchmark.extra_info[f"asked for, {peer}"] = (
-            f"{what} {sign} {bound}: {ratio_value:.3f} {word}"
-        )
+    return show(benchmark, unit, times, wanted=wanted)
 
 
-def versions(*modules: str) -> Sequence[str]:
-    """Return ``name version`` of installed distributions, for the output."""
-    from importlib.metadata import version
+def curve(
+    benchmark: BenchmarkFixture,
+    run: Callable[[int], float],
+    sizes: Sequence[int],
+    *,
+    unit: str,
+    of: str,
+    rounds: int = 5,
+    flat: float = 2.0,
+) -> None:
+    """Run one workload at several sizes by turns, and see whether its cost stays flat.
 
-    return [f"{module} {version(module)}" for module in modules]
+    Args:
+      run: takes a size, and returns seconds per operation.
+      unit: what one operation is.
+      of: what there are so many of.
+      flat: how many times the cheapest size's cost the dearest may be.
+    """
+    run(sizes[0])
+    times: dict[int, list[float]] = {size: [] for size in sizes}
+
+    def one_round() -> None:
+        for size in sizes:
+            times[size].append(run(size))
+
+    benchmark.pedantic(one_round, rounds=rounds, iterations=1)  # type: ignore[no-untyped-call]
+    medians = show(benchmark, unit, {f"{size:,} {of}": values for size, values in times.items()})
+    factor = max(medians.values()) / min(medians.values())
+    met = factor <= flat
+    text = f"flat within {flat:g} times from {sizes[0]:,} to {sizes[-1]:,} {of}: {factor:.2f}"
+    print(f"  asked for: {text}, {'met' if met else 'MISSED'}")
+    figure = benchmark.extra_info["figures"][-1]
+    figure["asked"].append({"text": f"{text}, {'met' if met else 'MISSED'}", "met": met})
+    figure["curve"] = {"of": of, "sizes": list(sizes)}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = (
     "PEERS",
     "TARGET",
+    "Load",
     "Program",
     "Skipped",
     "free_port",
@@ -136,6 +137,26 @@ def wrk(program: Program, *, close: bool, connections: int = 100, seconds: int =
     if rate is None or float(rate[1]) == 0 or "Non-2xx" in found.stdout:
         raise RuntimeError(f"wrk against {program.port}: {found.stdout}{found.stderr}")
     return 1 / float(rate[1])
+
+
+@final
+class Load:
+    """wrk on one program, with the program's own time beside it."""
+
+    def __init__(self, program: Program, *, close: bool, connections: int = 100) -> None:
+        self.cpu: list[float] = []
+        self._program = program
+        self._close = close
+        self._connections = connections
+
+    def __call__(self) -> float:
+        """Put load on it for two seconds; return the seconds one answer took."""
+        cpu = self._program.cpu_seconds()
+        start = time.perf_counter()
+        seconds = wrk(self._program, close=self._close, connections=self._connections)
+        answers = (time.perf_counter() - start) / seconds
+        self.cpu.append((self._program.cpu_seconds() - cpu) / answers)
+        return seconds
 
 
 def python(*arguments: str, port: int) -> Program:
