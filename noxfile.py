@@ -113,24 +113,27 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure trionet and its peers in turns; ``-- memory`` runs one file of ``bench/``."""
-    names = session.posargs or [""]
-    groups = ["bench-mux"] if {"", "mux"} & set(names) else []
-    install(session, "bench", *groups)
-    files = [str(path) for name in names for path in sorted(HERE.glob(f"bench/bench_{name}*.py"))]
-    if not files:
-        session.error(f"no benchmark is named {' or '.join(names)}: look into bench/")
-    session.run(
-        "pytest",
-        "-s",
-        "-o",
-        "python_files=bench_*.py",
-        "-o",
-        "python_functions=bench_*",
-        "-o",
-        "timeout=0",
-        *files,
+    """Measure trionet and its peers in turns; ``-- memory`` measures one file of ``bench/``."""
+    names = session.posargs or sorted(
+        path.stem.removeprefix("bench_") for path in HERE.glob("bench/bench_*.py")
     )
+    unknown = [name for name in names if not (HERE / f"bench/bench_{name}.py").exists()]
+    if unknown:
+        session.error(f"no benchmark is named {' or '.join(unknown)}: look into bench/")
+    install(session, "bench", *(["bench-mux"] if "mux" in names else []))
+    results = HERE / "bench" / "results"
+    results.mkdir(exist_ok=True)
+    for number, name in enumerate(names, 1):
+        say(f"{name}, {number} of {len(names)}")
+        # A process each: no file's garbage is another's.
+        session.run(
+            "pytest",
+            "-s",
+            *("-o", "python_files=bench_*.py", "-o", "python_functions=bench_*", "-o", "timeout=0"),
+            *("--benchmark-columns=median,rounds", f"--benchmark-json={results / name}.json"),
+            f"bench/bench_{name}.py",
+        )
+    session.run("python", "-m", "bench.report", str(results))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ import trio
 import trio.testing
 
 import trionet
-from bench.pairs import in_turns, versions
+from bench import figures
+from bench.pairs import in_turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +30,7 @@ MEMORY = pytest.mark.parametrize(("network", "size"), [("memu", 0), ("memb", 655
 @pytest.fixture(scope="module", autouse=True)
 def announce() -> None:
     """Say what was measured."""
-    print(f"\n{platform.python_implementation()} {platform.python_version()},", end=" ")
-    print(", ".join(versions("trio")))
+    figures.announce(*figures.versions("trio"))
 
 
 async def round_trips(make: Callable[[], Any], payload: bytes) -> float:

@@ -6,7 +6,6 @@ py-libp2p is measured where it is installed: ``pip install libp2p==0.8.1``.
 from __future__ import annotations
 
 import gc
-import platform
 import statistics
 import subprocess
 import time
@@ -20,8 +19,8 @@ import trio
 import trio.testing
 
 import trionet
-from bench.figures import show
-from bench.pairs import in_turns, versions
+from bench import figures
+from bench.pairs import in_turns
 from trionet._mux.session import MuxConfig, MuxSession, open_mux
 
 if TYPE_CHECKING:
@@ -300,8 +299,7 @@ async def bare_ping_pong(make: Callable[[], Awaitable[CarrierPair]]) -> float:
 @pytest.fixture(scope="module", autouse=True)
 def announce() -> None:
     """Say what was measured."""
-    print(f"\n{platform.python_implementation()} {platform.python_version()},", end=" ")
-    print(", ".join(versions("trio", "libp2p")))
+    figures.announce(*figures.versions("trio", "libp2p"))
 
 
 WORKLOADS = pytest.mark.parametrize(
@@ -392,7 +390,7 @@ def bench_mux_beside_bulk(benchmark: BenchmarkFixture, carrier: str) -> None:
         beside.append(percentile(trio.run(latencies, make, True), 99))
 
     benchmark.pedantic(one_round, rounds=5, iterations=1)  # type: ignore[no-untyped-call]
-    show(
+    figures.show(
         benchmark,
         "the 99th percentile of 64 B round trips beside bulk",
         {"trionet": beside, "quiet": quiet},
@@ -431,7 +429,7 @@ def bench_mux_idle_streams(benchmark: BenchmarkFixture) -> None:
                     stream.reset()
 
     benchmark.pedantic(lambda: trio.run(main), rounds=1, iterations=1)  # type: ignore[no-untyped-call]
-    show(
+    figures.show(
         benchmark,
         f"memory of an idle stream's end, {IDLE:,} streams, by tracemalloc",
         {"trionet": [size / 2 for size in sizes]},
@@ -507,5 +505,5 @@ def bench_mux_go(benchmark: BenchmarkFixture, go_echo: Path) -> None:
         megabytes["Go to Go"].append(1 / float(said[3]))
 
     benchmark.pedantic(one_round, rounds=3, iterations=1)  # type: ignore[no-untyped-call]
-    show(benchmark, "a 64 B round trip to a Go echo server over TCP", round_trips)
-    show(benchmark, "a MB echoed by a Go server over TCP", megabytes)
+    figures.show(benchmark, "a 64 B round trip to a Go echo server over TCP", round_trips)
+    figures.show(benchmark, "a MB echoed by a Go server over TCP", megabytes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import math
-import platform
 import random
 import shutil
 import socket
@@ -26,8 +25,8 @@ import trio
 from trio.testing import MockClock
 
 import trionet
-from bench.figures import show
-from bench.pairs import in_turns, versions
+from bench import figures
+from bench.pairs import in_turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -48,8 +47,7 @@ NETPOOL = {"Basic": 42, "Standard": 118}
 @pytest.fixture(scope="module", autouse=True)
 def announce() -> None:
     """Say what was measured."""
-    print(f"\n{platform.python_implementation()} {platform.python_version()},", end=" ")
-    print(", ".join(versions("trio", "httpcore")))
+    figures.announce(*figures.versions("trio", "httpcore"))
 
 
 class Nothing:
@@ -286,7 +284,7 @@ def bench_contended(benchmark: BenchmarkFixture) -> None:
         rounds=ROUNDS,
         wanted=[("uncontended, one task", ">=", 0.8)],
     )
-    show(
+    figures.show(
         benchmark,
         "the longest wait for a lease, in mean waits",
         {"trionet": [max(c.waits) / statistics.mean(c.waits) for c in crowds]},
@@ -383,13 +381,13 @@ def bench_spike(benchmark: BenchmarkFixture) -> None:
     found = {min_size: run(min_size) for min_size in (5, 1, 0)}
     names = {5: "trionet", 1: "1 open before", 0: "none open before"}
     unit = "50 requests at once on 5 connections, 150 ms to connect, 2 ms to use"
-    show(
+    figures.show(
         benchmark,
         f"{unit}: until the last is served, virtual",
         {name: [found[size][0]] for size, name in names.items()},
         quantity="ms",
     )
-    show(
+    figures.show(
         benchmark,
         f"{unit}: left afterwards",
         {name: [float(found[size][1])] for size, name in names.items()},
@@ -507,7 +505,9 @@ def bench_cancel_storm(benchmark: BenchmarkFixture) -> None:
     ours = benchmark.pedantic(run, rounds=1)  # type: ignore[no-untyped-call]
     seconds = time.perf_counter() - start
     theirs = trio.run(httpcore_storm, clock=MockClock(autojump_threshold=0))
-    show(benchmark, "a storm of cancellations on four slots", {"trionet": [seconds]}, quantity="s")
+    figures.show(
+        benchmark, "a storm of cancellations on four slots", {"trionet": [seconds]}, quantity="s"
+    )
     print(f"  trionet   {ours}\n  httpcore  {theirs}")
     benchmark.extra_info["notes"] = [f"trionet: {ours}", f"httpcore: {theirs}"]
 
@@ -536,7 +536,7 @@ def bench_peer_restart(benchmark: BenchmarkFixture) -> None:
         once, dropped = trio.run(recovery)
         seconds = min(seconds, once)
     benchmark.pedantic(trio.run, args=(recovery,), rounds=1)  # type: ignore[no-untyped-call]
-    show(
+    figures.show(
         benchmark,
         f"from a peer's restart until its {dropped} idle connections are gone",
         {"trionet": [seconds]},

@@ -5,7 +5,6 @@ The sender and the receiver are another process, so that what is measured is the
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,8 @@ import pytest
 import trio
 
 import trionet
-from bench.pairs import in_turns, versions
+from bench import figures
+from bench.pairs import in_turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,8 +45,7 @@ while back.recv(1 << 20):
 @pytest.fixture(scope="module", autouse=True)
 def announce() -> None:
     """Say what was measured."""
-    print(f"\n{platform.python_implementation()} {platform.python_version()},", end=" ")
-    print(", ".join(versions("trio")))
+    figures.announce(*figures.versions("trio"))
 
 
 async def copy_by_loop(source: Any, destination: Any) -> None:

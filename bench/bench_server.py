@@ -13,8 +13,8 @@ import pytest
 import trio
 
 import trionet
-from bench.figures import show
-from bench.pairs import in_turns, versions
+from bench import figures
+from bench.pairs import in_turns
 from bench.programs import PEERS, Load, Program, Skipped, free_port, httpd, python, running
 from bench.sockets import tcp_sockets, trio_stream
 
@@ -41,15 +41,15 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Prog
     with contextlib.ExitStack() as stack:
         programs = {"trionet": httpd(folder)}
         stack.enter_context(running(programs["trionet"]))
-        print(f"\ntrionet: {', '.join(versions('trio', 'httptools'))}")
+        figures.announce(*figures.versions("trio", "httptools"))
         for name, start in PEERS.items():
             try:
                 version, programs[name] = start(folder)
             except Skipped as exc:
-                print(f"{name}: skipped, {exc}")
+                figures.announce(f"{name}: skipped, {exc}")
             else:
                 stack.enter_context(running(programs[name]))
-                print(f"{name}: {version}")
+                figures.announce(version)
         yield programs
 
 
@@ -73,7 +73,7 @@ def under_load(
     )
     # The first of each is the warm-up.
     processor = {name: load.cpu[1:] for name, load in loads.items()}
-    show(benchmark, "processor time of one answer", processor)
+    figures.show(benchmark, "processor time of one answer", processor)
 
 
 @needs_wrk
@@ -189,7 +189,7 @@ def bench_idle_memory(benchmark: BenchmarkFixture) -> None:
             found.append(resident_each(kind))
 
     benchmark.pedantic(one_round, rounds=3, iterations=1)  # type: ignore[no-untyped-call]
-    show(
+    figures.show(
         benchmark,
         "resident memory of an idle connection",
         sizes,

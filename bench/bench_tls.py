@@ -12,7 +12,8 @@ import trio
 import trustme
 
 import trionet
-from bench.pairs import in_turns, versions
+from bench import figures
+from bench.pairs import in_turns
 from bench.sockets import tcp_sockets, trio_stream
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ CLIENT, SERVER = contexts()
 @pytest.fixture(scope="module", autouse=True)
 def announce() -> None:
     """Say what was measured."""
-    print(f"\n{ssl.OPENSSL_VERSION}, {', '.join(versions('trio'))}; both ends in one process")
+    figures.announce(ssl.OPENSSL_VERSION, *figures.versions("trio"), "both ends in one process")
 
 
 def our_pair(near: socket.socket, far: socket.socket) -> Pair:

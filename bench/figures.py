@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
-__all__ = ("OURS", "Demand", "Quantity", "show", "versions")
+__all__ = ("ANNOUNCED", "OURS", "Demand", "Quantity", "announce", "show", "versions")
 
 # The side that every other is compared with.
 OURS: Final = "trionet"
@@ -31,6 +31,18 @@ SCALES: Final[Mapping[str, float]] = {
 # A peer, "<=" or ">=", and the ratio asked for: ours to the peer's for "<=", the peer's to ours
 # for ">=". Without a peer, the bound is one of our own figure, in the quantity's unit.
 Demand = tuple[str | None, Literal["<=", ">="], float]
+
+
+# What was measured against what, for the file of results.
+ANNOUNCED: Final[list[str]] = []
+
+
+def announce(*lines: str) -> None:
+    """Say what is measured against what, in which versions."""
+    ANNOUNCED.extend(lines)
+    for line in lines:
+        print(f"\n{line}", end="")
+    print()
 
 
 def versions(*distributions: str) -> list[str]:

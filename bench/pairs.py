@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.figures import OURS, show, versions
+from bench.figures import OURS, show
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from bench.figures import Demand
 
-__all__ = ("curve", "in_turns", "versions")
+__all__ = ("curve", "in_turns")
 
 
 def in_turns(
