@@ -22,8 +22,8 @@ from ._options import ProxyProtocol as ProxyProtocol
 from ._options import SocketOptions as SocketOptions
 from ._pool.keyed import KeyedPool as KeyedPool
 from ._pool.lease import Lease as Lease
-from ._pool.lease import PoolStatistics as PoolStatistics
 from ._pool.pool import Pool as Pool
+from ._pool.report import PoolStatistics as PoolStatistics
 from ._server.connection import Connection as Connection
 from ._server.connection import HalfCloseableConnection as HalfCloseableConnection
 from ._server.connection import IdleScope as IdleScope

@@ -156,7 +156,7 @@ class PoolMachine(RuleBasedStateMachine):
 
         How a pause grows is tested elsewhere: a connection that dies unused is a failure too.
         """
-        at = self.supply._resume_at
+        at = self.supply.retry.resume_at
         if at != self.pause_seen and at < math.inf:
             assert at <= trio.current_time() + BACKOFF_MAXIMUM, "4: a pause too long"
             self.pause_seen = at
@@ -385,7 +385,7 @@ class PoolMachine(RuleBasedStateMachine):
             reset=Connection.exchange if reset else None,
             **options,
         )
-        self.supply: Supply[Connection] = self.pool._desk.supply
+        self.supply: Supply[Connection] = self.pool._lender.supply
         self.leave = trio.Event()
         self.block_scope = trio.CancelScope()
         self.left = False
@@ -569,7 +569,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.most_allowed = max(self.limit, min(self.most_allowed, supply.size))
         assert now.size <= max(self.limit, self.size_before), "1: more slots than there may be"
         states = [set(supply.idle), set(supply.lent)]
-        states += [{e.key for e in running} for running in (self.desk._checks, self.desk._resets)]
+        states += [{e.key for e in self.lender._checks.running}]
+        states += [{e.key for e in self.lender._resets.running}]
         states += [set(supply.closing)]
         together = set().union(*states)
         assert sum(map(len, states)) == len(together), "5: something is in two states"
@@ -616,14 +617,14 @@ class PoolMachine(RuleBasedStateMachine):
                 assert now < connection.born + lifetime, "14: beyond its lifetime"
             if idle_timeout is not None and surplus:
                 assert now < connection.idle_since + idle_timeout, "14: idle for too long"
-        if not (self.ending or supply.resting):
+        if not (self.ending or supply.retry.resting):
             enough = supply.size >= min(self.floor, self.limit)
             assert enough or supply.closing or supply.dials, "14: fewer than min_size"
 
     @property
-    def desk(self) -> Any:
-        """The pool's desk."""
-        return self.pool._desk
+    def lender(self) -> Any:
+        """The pool's lender."""
+        return self.pool._lender
 
     # The end
 

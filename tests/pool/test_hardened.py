@@ -33,9 +33,9 @@ async def test_what_dies_unused_is_a_failed_dial_and_pauses_grow(autojump_clock:
     async with Pool(peer.connect, max_size=2, min_size=1, backoff=backoff) as pool:
         for _ in range(4):
             await wait_all_tasks_blocked()
-            entry = next(iter(pool._desk.idle.values()))
-            pool._desk.supply._hung_up(entry)
-            await trio.sleep(pool._desk.supply._resume_at - trio.current_time())
+            entry = next(iter(pool._lender.idle.values()))
+            pool._lender.supply._hung_up(entry)
+            await trio.sleep(pool._lender.supply.retry.resume_at - trio.current_time())
         await wait_all_tasks_blocked()
 
     assert peer.dialled_at == [0, 1, 3, 7, 15]

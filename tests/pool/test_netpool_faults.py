@@ -62,7 +62,7 @@ async def test_a_connection_that_was_closed_is_not_kept() -> None:
         connection.closed = False
 
         assert await pool.get() is not connection
-        pool.discard(pool._desk.lent[next(iter(pool._desk.lent))].resource)
+        pool.discard(pool._lender.lent[next(iter(pool._lender.lent))].resource)
 
 
 async def test_a_check_ends_with_the_patience_of_who_waits_for_it(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
-from .watch import is_gone
+from .watch import find_hangup_probe, find_probe, find_socket, is_gone, stop_watching, watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ class Entry(Generic[T]):
       holder: the lease that has it, if it was lent to one.
       task: who took it, where that is known.
       where: the stack it was taken on, if leaks are reported.
-      teller: the connection, if it has a ``closed`` that says something, else None.
+      reporter: the connection, if it has a ``closed`` that says something, else None.
       probe: to be asked before it is handed out, unless it is watched all the time.
       born: when it was made.
       used: whether it was ever lent.
@@ -38,6 +38,7 @@ class Entry(Generic[T]):
     """
 
     __slots__ = (
+        "_announces",
         "born",
         "detour",
         "doomed",
@@ -46,10 +47,10 @@ class Entry(Generic[T]):
         "idle_since",
         "key",
         "probe",
+        "reporter",
         "resource",
         "socket",
         "task",
-        "teller",
         "used",
         "watched",
         "watched_idle",
@@ -69,9 +70,10 @@ class Entry(Generic[T]):
         self.where: list[str] | None = None
         closed = getattr(resource, "closed", None)
         # Some have a method of that name, which is true whatever it would return.
-        self.teller: Any = None if closed is None or callable(closed) else resource
-        self.probe: Callable[[], bool] | None = None
-        self.socket: AnySocket | None = None
+        self.reporter: Any = None if closed is None or callable(closed) else resource
+        self.probe: Callable[[], bool] | None = find_probe(resource)
+        self.socket: AnySocket | None
+        self.socket, self._announces = find_socket(resource)
         self.watched: bool = False
         self.watched_idle: bool = False
         self.detour: bool = False
@@ -81,11 +83,36 @@ class Entry(Generic[T]):
         self.doomed = self.doomed or reason
         self.detour = True
 
+    def watch(self, callback: Callable[[], object]) -> None:
+        """Have ``callback()`` called when the peer goes away, if not always, then while idle."""
+        if self.socket is None:
+            return
+        if self._announces:
+            self.watched = watch(self.socket, callback)
+        elif watch(self.socket, callback):
+            stop_watching(self.socket)
+            self.watched_idle = self.detour = True
+        if self.watched:
+            self.probe = None
+        elif self.watched_idle and self.probe is None:
+            # What TLS leaves unread, session tickets say, makes it readable for no reason.
+            self.probe = find_hangup_probe(self.socket)
+
+    def resume_watch(self, callback: Callable[[], object]) -> None:
+        """Watch what is ``watched_idle`` as it becomes idle."""
+        assert self.socket is not None
+        watch(self.socket, callback)
+
+    def stop_watch(self) -> None:
+        """Watch it no more, or no more until it is idle again."""
+        if (self.watched or self.watched_idle) and self.socket is not None:
+            stop_watching(self.socket)
+
     def is_closed(self) -> bool:
         """Whether somebody closed it here."""
-        if self.teller is not None:
+        if self.reporter is not None:
             try:
-                return bool(self.teller.closed)
+                return bool(self.reporter.closed)
             except Exception:  # noqa: BLE001 - it may run any code, and is no good if that fails
                 return True
         return self.socket is not None and is_gone(self.socket)

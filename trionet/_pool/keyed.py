@@ -1,13 +1,13 @@
 """Pools of several peers that share one limit.
 
-How this works. Each key has a desk, with a supply and a queue of its own; all desks share one
-budget of slots and stand in one `_Hall`, which knows everybody who waits in order of arrival.
-Whenever something changes at one desk, the hall gives what slots are free to those who have waited
+How this works. Each key has a lender, with a supply and a queue of its own; all lenders share one
+budget of slots and form one `_Group`, which knows everybody who waits in order of arrival. Whenever
+something changes at one lender, the group gives what slots are free to those who have waited
 longest among those who may use them. If no slot is free, it closes what has been idle longest at
-another desk, and the slot is given away when that is closed.
+another lender, and the slot is given away when that is closed.
 
-A desk that has nothing and for which nobody waits is forgotten. A lease may still refer to it: it
-asks the hall for the present one when it is entered.
+A lender that has nothing and for which nobody waits is forgotten. A lease may still refer to it: it
+asks the group for the present one when it is entered.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from functools import partial
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
 
-from .desk import Desk
-from .lease import Lease, PoolStatistics
+from .lease import Lease
+from .lender import Lender
+from .lifecycle import Lifecycle
 from .pool import Pool
-from .premises import Premises
-from .supply import Supply
-from .terms import (
+from .report import PoolStatistics
+from .settings import (
     DEFAULT_BACKOFF,
-    Budget,
-    Rules,
-    Terms,
-    make_terms,
+    LenderSettings,
+    SupplySettings,
+    make_settings,
     require_count,
     require_seconds,
 )
+from .supply import Budget, Supply
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
@@ -62,83 +62,83 @@ class _All(Enum):
 
 
 @final
-class _Hall(Generic[K, T]):
-    """All desks of one `KeyedPool`, and what they share; see the note on top."""
+class _Group(Generic[K, T]):
+    """All lenders of one `KeyedPool`, and what they share; see the note on top."""
 
     def __init__(
         self,
         connect_to: Callable[[K], Awaitable[T]],
-        terms: Terms[T],
-        rules: Rules[T],
+        supply_settings: SupplySettings[T],
+        lender_settings: LenderSettings[T],
         *,
         max_total: int,
         max_per_key: int,
     ) -> None:
         self._connect_to = connect_to
-        self._terms = terms
-        self._rules = rules
+        self._supply_settings = supply_settings
+        self._lender_settings = lender_settings
         self._max_per_key = max_per_key
         self._arrivals = count()
         self._nursery: trio.Nursery | None = None
         # Desks where somebody may be waiting; those where nobody does are dropped on sight.
-        self._hungry: dict[Desk[T], None] = {}
+        self._hungry: dict[Lender[T], None] = {}
         self.budget = Budget(max_total)
         self.everyone: OrderedDict[Task, Lease[Any]] = OrderedDict()
-        self.desks: dict[K, Desk[T]] = {}
+        self.lenders: dict[K, Lender[T]] = {}
         self.past: Counter[str] = Counter()
         self.past_reasons: Counter[str] = Counter()
-        self.premises = Premises(self._open_desks)
+        self.lifecycle = Lifecycle(self._open_lenders)
 
-    def _open_desks(self) -> Sequence[Desk[T]]:
-        return list(self.desks.values())
+    def _open_lenders(self) -> Sequence[Lender[T]]:
+        return list(self.lenders.values())
 
     def open(self, nursery: trio.Nursery) -> None:
-        """Run the tasks of all desks in ``nursery``."""
+        """Run the tasks of all lenders in ``nursery``."""
         self._nursery = nursery
 
-    def make(self, key: K) -> Desk[T]:
-        """Make a desk that is not there yet, as far as others are concerned."""
+    def make(self, key: K) -> Lender[T]:
+        """Make a lender that is not there yet, as far as others are concerned."""
         supply = Supply(
             partial(self._connect_to, key),
-            self._terms,
+            self._supply_settings,
             limit=self._max_per_key,
-            alarm=self.premises.alarm,
+            alarm=self.lifecycle.alarm,
             budget=self.budget,
         )
-        return Desk(supply, self._rules, self, key)
+        return Lender(supply, self._lender_settings, self, key)
 
-    def current(self, desk: Desk[Any], /) -> Desk[Any]:
-        """Return the desk to ask for the key of ``desk``; maybe itself, which is then there."""
-        key: Any = desk.name
-        present = self.desks.get(key)
-        if present is None and self._nursery is not None and not self.premises.closed:
-            present = self.make(key) if desk.supply.closed else desk
+    def current(self, lender: Lender[Any], /) -> Lender[Any]:
+        """Return the lender to ask for the key of ``lender``; maybe itself, which is then there."""
+        key: Any = lender.name
+        present = self.lenders.get(key)
+        if present is None and self._nursery is not None and not self.lifecycle.closed:
+            present = self.make(key) if lender.supply.closed else lender
             present.open(self._nursery, report_leaks=Pool.report_leaks)
-            self.desks[key] = present
+            self.lenders[key] = present
         if present is None:
             # Says for itself that it is closed, or not open yet.
-            desk.supply.closed = self.premises.closed
-            return desk
+            lender.supply.closed = self.lifecycle.closed
+            return lender
         return present
 
     def lent(self) -> Iterable[Entry[T]]:
         """Go through what is lent, whatever the key."""
-        for desk in self.desks.values():
-            yield from desk.lent.values()
+        for lender in self.lenders.values():
+            yield from lender.lent.values()
 
-    def joined(self, desk: Desk[Any], lease: Lease[Any], /, *, first: bool) -> None:
+    def joined(self, lender: Lender[Any], lease: Lease[Any], /, *, first: bool) -> None:
         """Remember when ``lease`` began to wait, and where."""
         if not first:
             lease.arrived = next(self._arrivals)
-        self._hungry[desk] = None
+        self._hungry[lender] = None
 
-    def left(self, desk: Desk[Any], /) -> None:
-        """Forget the desk if nobody else waits and nothing is there."""
-        self._tidy(desk)
+    def left(self, lender: Lender[Any], /) -> None:
+        """Forget the lender if nobody else waits and nothing is there."""
+        self._tidy(lender)
 
-    def grow(self, desk: Desk[Any], /) -> None:
+    def grow(self, lender: Lender[Any], /) -> None:
         """Give slots to those who have waited longest, and make room for them."""
-        self._tidy(desk)
+        self._tidy(lender)
         budget = self.budget
         coming = budget.closing
         for _, hungry in self._claims():
@@ -149,14 +149,14 @@ class _Hall(Generic[K, T]):
             elif not self._make_room(hungry):
                 return
 
-    def outbids(self, desk: Desk[Any], /) -> bool:
-        """Whether a slot is needed more elsewhere than what comes free at ``desk`` is here."""
+    def outbids(self, lender: Lender[Any], /) -> bool:
+        """Whether a slot is needed more elsewhere than what comes free at ``lender`` is here."""
         budget = self.budget
         if budget.taken < budget.limit or not self.everyone:
             return False
         coming = budget.closing
         # What comes free here serves the first in line, whatever is on its way for them.
-        here = desk.waiting[desk.queue.oldest].arrived if desk.waiting else None
+        here = lender.waiting[lender.queue.oldest].arrived if lender.waiting else None
         for arrived, _ in self._claims():
             if here is not None and here <= arrived:
                 return False
@@ -165,62 +165,66 @@ class _Hall(Generic[K, T]):
                 return True
         return False
 
-    def _claims(self) -> Iterator[tuple[int, Desk[T]]]:
+    def _claims(self) -> Iterator[tuple[int, Lender[T]]]:
         """Go through those who wait for a slot, in the order in which they came.
 
         One for each dial that is wanted: the first in line for whom nothing is on its way are
-        meant, so that a desk whose first one is provided for does not go before older ones
+        meant, so that a lender whose first one is provided for does not go before older ones
         elsewhere. Yields when each came, and where. What is wanted is found out before the first.
         """
-        for desk in [desk for desk in self._hungry if not desk.waiting]:
-            del self._hungry[desk]
-        heap: list[tuple[int, int, Desk[T], Iterator[Lease[T]]]] = []
-        for number, desk in enumerate(self._hungry):
-            wanted = desk.wanted_dials()
+        for lender in [lender for lender in self._hungry if not lender.waiting]:
+            del self._hungry[lender]
+        heap: list[tuple[int, int, Lender[T], Iterator[Lease[T]]]] = []
+        for number, lender in enumerate(self._hungry):
+            wanted = lender.wanted_dials()
             if wanted:
-                covered = len(desk.waiting) - desk.unserved() + len(desk.supply.dials)
+                covered = len(lender.waiting) - lender.unserved() + len(lender.supply.dials)
                 # A list: dials do not change who waits, but what is closed for them may.
                 line: Iterator[Lease[T]] = islice(
-                    list(desk.waiting.values()), covered, covered + wanted
+                    list(lender.waiting.values()), covered, covered + wanted
                 )
                 first = next(line, None)
                 if first is not None:
-                    heap.append((first.arrived, number, desk, line))
+                    heap.append((first.arrived, number, lender, line))
         heapq.heapify(heap)
         while heap:
-            arrived, number, desk, line = heap[0]
-            yield arrived, desk
+            arrived, number, lender, line = heap[0]
+            yield arrived, lender
             following = next(line, None)
             if following is None:
                 heapq.heappop(heap)
             else:
-                heapq.heapreplace(heap, (following.arrived, number, desk, line))
+                heapq.heapreplace(heap, (following.arrived, number, lender, line))
 
-    def _make_room(self, desk: Desk[T]) -> bool:
-        """Close what has been idle longest at any other desk; false if nothing is."""
+    def _make_room(self, lender: Lender[T]) -> bool:
+        """Close what has been idle longest at any other lender; false if nothing is."""
         oldest = min(
-            (next(iter(d.idle.values())) for d in self.desks.values() if d.idle and d is not desk),
+            (
+                next(iter(d.idle.values()))
+                for d in self.lenders.values()
+                if d.idle and d is not lender
+            ),
             key=lambda entry: entry.idle_since,
             default=None,
         )
         if oldest is None:
             return False
-        for other in self.desks.values():
+        for other in self.lenders.values():
             if other.idle.get(oldest.key) is oldest:
                 other.supply.retire(oldest, "evicted")
                 break
         return True
 
-    def _tidy(self, desk: Desk[Any]) -> None:
-        key: Any = desk.name
-        supply = desk.supply
-        if supply.size or supply.resting or desk.waiting or self.desks.get(key) is not desk:
+    def _tidy(self, lender: Lender[Any]) -> None:
+        key: Any = lender.name
+        supply = lender.supply
+        if self.lenders.get(key) is not lender or self.lifecycle.closed:
             return
-        if self.premises.closed:
+        if supply.size or supply.retry.resting or lender.waiting:
             return
-        del self.desks[key]
+        del self.lenders[key]
         supply.shut()
-        now = desk.statistics()
+        now = lender.statistics()
         self.past.update({name: getattr(now, name) for name in COUNTS})
         self.past_reasons.update(now.reasons)
 
@@ -240,7 +244,7 @@ class KeyedPool(Generic[K, T]):
     and what is given back while somebody else has waited longer for room is closed to make it.
     """
 
-    __slots__ = ("_hall",)
+    __slots__ = ("_group",)
 
     def __init__(
         self,
@@ -272,7 +276,7 @@ class KeyedPool(Generic[K, T]):
         """
         require_count("max_total", max_total, minimum=1)
         require_count("max_per_key", max_per_key, minimum=1)
-        terms, rules = make_terms(
+        supply_settings, lender_settings = make_settings(
             connect_to,
             max_waiting=max_waiting,
             connect_timeout=connect_timeout,
@@ -284,14 +288,20 @@ class KeyedPool(Generic[K, T]):
             reset=reset,
             close=close,
         )
-        self._hall = _Hall(connect_to, terms, rules, max_total=max_total, max_per_key=max_per_key)
+        self._group = _Group(
+            connect_to,
+            supply_settings,
+            lender_settings,
+            max_total=max_total,
+            max_per_key=max_per_key,
+        )
 
     def __repr__(self) -> str:
-        budget = self._hall.budget
-        state = " closed" if self._hall.premises.closed else ""
+        budget = self._group.budget
+        state = " closed" if self._group.lifecycle.closed else ""
         return (
             f"<KeyedPool{state}: {budget.taken} of {budget.limit} "
-            f"for {len(self._hall.desks)} keys, {len(self._hall.everyone)} waiting>"
+            f"for {len(self._group.lenders)} keys, {len(self._group.everyone)} waiting>"
         )
 
     async def __aenter__(self) -> Self:
@@ -302,7 +312,7 @@ class KeyedPool(Generic[K, T]):
 
         If cancelled, nothing is open.
         """
-        self._hall.open(await self._hall.premises.enter())
+        self._group.open(await self._group.lifecycle.enter())
         return self
 
     async def __aexit__(
@@ -315,7 +325,7 @@ class KeyedPool(Generic[K, T]):
 
         If cancelled, everything is closed at once, also what is lent.
         """
-        await self._hall.premises.leave(kind, exception, traceback)
+        await self._group.lifecycle.leave(kind, exception, traceback)
 
     def acquire(self, key: K, *, timeout: float | None = None) -> Lease[T]:
         """Return a lease on a connection to the peer of ``key``, to be entered.
@@ -330,13 +340,13 @@ class KeyedPool(Generic[K, T]):
         Entering it raises and leaves behind what `Lease.__aenter__` says.
         """
         require_seconds("timeout", timeout)
-        desk = self._hall.desks.get(key)
-        return Lease(self._hall.make(key) if desk is None else desk, timeout)
+        lender = self._group.lenders.get(key)
+        return Lease(self._group.make(key) if lender is None else lender, timeout)
 
     @property
     def keys(self) -> tuple[K, ...]:
         """The keys for which there is a connection, or somebody waits, or a pause runs."""
-        return tuple(self._hall.desks)
+        return tuple(self._group.lenders)
 
     def statistics(self, key: K | _All = _All.KEYS) -> PoolStatistics:
         """Return what the pool has and has done, for all keys or for one.
@@ -344,25 +354,25 @@ class KeyedPool(Generic[K, T]):
         What it did for a key counts for that key until the key is forgotten.
         """
         if not isinstance(key, _All):
-            desk = self._hall.desks.get(key)
-            return (self._hall.make(key) if desk is None else desk).statistics()
-        total = Counter(self._hall.past)
-        reasons = Counter(self._hall.past_reasons)
-        for desk in self._hall.desks.values():
-            now = desk.statistics()
+            lender = self._group.lenders.get(key)
+            return (self._group.make(key) if lender is None else lender).statistics()
+        total = Counter(self._group.past)
+        reasons = Counter(self._group.past_reasons)
+        for lender in self._group.lenders.values():
+            now = lender.statistics()
             reasons.update(now.reasons)
             total.update({f.name: getattr(now, f.name) for f in fields(now) if f.name != "reasons"})
         counts = {f.name: total[f.name] for f in fields(PoolStatistics) if f.name != "reasons"}
-        counts["max_size"] = self._hall.budget.limit
+        counts["max_size"] = self._group.budget.limit
         return PoolStatistics(**counts, reasons=dict(reasons))
 
     def expire(self, key: K | _All = _All.KEYS) -> None:
         """Close all connections of today, or those of one key, as `Pool.expire` does."""
-        desks = self._hall.desks
-        chosen = desks.values() if isinstance(key, _All) else filter(None, [desks.get(key)])
-        for desk in list(chosen):
-            desk.supply.expire()
-            desk.grow()
+        lenders = self._group.lenders
+        chosen = lenders.values() if isinstance(key, _All) else filter(None, [lenders.get(key)])
+        for lender in list(chosen):
+            lender.supply.expire()
+            lender.grow()
 
     async def drain(self, grace: float | None = None) -> None:
         """Lend nothing any more, wait for what is lent, and close everything, for good.
@@ -371,4 +381,4 @@ class KeyedPool(Generic[K, T]):
 
         If cancelled, nothing is lent any more, and what comes back is closed.
         """
-        await self._hall.premises.drain(grace)
+        await self._group.lifecycle.drain(grace)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, final
 
 from trio.lowlevel import (
@@ -22,55 +21,13 @@ if TYPE_CHECKING:
 
     from .entry import Entry
 
-__all__ = ("Lease", "Lender", "PoolStatistics")
+__all__ = ("Lease", "Origin")
 
 T = TypeVar("T")
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStatistics:
-    """What a pool has and has done, at one moment.
-
-    Attributes:
-      max_size, min_size: as they are now, see `Pool.resize`.
-      size: slots taken; the six counts below it add up to it.
-      idle: open, and lent to nobody.
-      lent: open, and lent; those closed under their holder do not count.
-      connecting: being made.
-      checking, resetting: open, in the hands of ``check`` or ``reset``.
-      closing: not yet closed.
-      waiting: tasks that wait for a connection.
-      acquired: how often one was lent.
-      cancelled, timed_out: how often a task stopped waiting, for its ``timeout`` or otherwise.
-      connected, connect_failures: how many dials went well, and how many did not.
-      closed: how many connections were closed or are closing; ``connected`` less those open.
-      reasons: the same, by reason: ``"discarded"``, ``"dead"``, ``"idle"``, ``"lifetime"``,
-        ``"expired"``, ``"surplus"``, ``"check"``, ``"reset"``, ``"evicted"``, ``"closed"``,
-        ``"seized"``.
-    """
-
-    max_size: int
-    min_size: int
-    size: int
-    idle: int
-    lent: int
-    connecting: int
-    checking: int
-    resetting: int
-    closing: int
-    waiting: int
-    acquired: int
-    cancelled: int
-    timed_out: int
-    connected: int
-    connect_failures: int
-    closed: int
-    reasons: dict[str, int]
-
-
-class Lender(Protocol[T]):
-    """The desk, as far as a lease has to do with it; see `trionet._pool.desk.Desk`."""
+class Origin(Protocol[T]):
+    """Where a lease comes from: as much of a `trionet._pool.lender.Lender` as concerns it."""
 
     plain: bool
     idle: dict[int, Entry[T]]
@@ -109,10 +66,10 @@ class Lease(Generic[T]):
     it left half done; a normal end gives it back. Leaving the block is no checkpoint.
     """
 
-    __slots__ = ("_desk", "_entered", "_entry", "arrived", "timeout", "where")
+    __slots__ = ("_entered", "_entry", "_origin", "arrived", "timeout", "where")
 
-    def __init__(self, desk: Lender[T], timeout: float | None) -> None:
-        self._desk = desk
+    def __init__(self, origin: Origin[T], timeout: float | None) -> None:
+        self._origin = origin
         self._entry: Entry[T] | None = None
         self._entered = False
         self.timeout: float | None = timeout
@@ -142,7 +99,7 @@ class Lease(Generic[T]):
         Raises:
           LeaseError: this lease has no connection, not yet or not any more.
         """
-        self._desk.discard(self.resource)
+        self._origin.discard(self.resource)
 
     @enable_ki_protection
     async def __aenter__(self) -> T:
@@ -161,21 +118,21 @@ class Lease(Generic[T]):
             raise LeaseError(f"{self!r} cannot be entered again")
         self._entered = True
         await checkpoint_if_cancelled()
-        desk = self._desk
-        if desk.plain and desk.idle and not desk.crowd:
-            key, entry = desk.idle.popitem()
-            desk.lent[key] = entry
-            desk.acquired += 1
+        origin = self._origin
+        if origin.plain and origin.idle and not origin.crowd:
+            key, entry = origin.idle.popitem()
+            origin.lent[key] = entry
+            origin.acquired += 1
             entry.holder = self
             entry.task = current_task()
             entry.used = True
             self._entry = entry
             await cancel_shielded_checkpoint()
         else:
-            self._entry = entry = await desk.obtain(self)
+            self._entry = entry = await origin.obtain(self)
         while entry.doomed:
             # It died, or was expired, between the hand-over and this task's turn.
-            self._entry = entry = await self._desk.obtain_another(entry, self)
+            self._entry = entry = await self._origin.obtain_another(entry, self)
         return entry.resource
 
     @enable_ki_protection
@@ -197,9 +154,9 @@ class Lease(Generic[T]):
             if exception is None:
                 raise LeaseError(f"{entry.resource!r} was put back before its block ended")
         elif exception is None:
-            self._desk.give_back(entry)
+            self._origin.give_back(entry)
         else:
-            self._desk.throw_away(entry)
+            self._origin.throw_away(entry)
 
     def detach(self) -> None:
         """Leave the connection to the caller, who gives it back by its identity."""
@@ -209,9 +166,9 @@ class Lease(Generic[T]):
         # It may be another task that gives it back.
         entry.task = None
 
-    def moved(self, desk: Lender[T]) -> None:
-        """Wait at another desk, the one that took the first one's place."""
-        self._desk = desk
+    def moved(self, origin: Origin[T]) -> None:
+        """Wait at another lender, the one that took the first one's place."""
+        self._origin = origin
 
     def dropped(self) -> None:
         """Take notice that the connection was discarded inside the block."""

@@ -9,11 +9,12 @@ import trio
 from trio.lowlevel import current_task, enable_ki_protection
 
 from .._errors import LeaseError, PoolClosedError
-from .desk import Desk, connect_error
-from .lease import Lease, PoolStatistics
-from .premises import Premises
+from .lease import Lease
+from .lender import Lender
+from .lifecycle import Lifecycle
+from .report import PoolStatistics, connect_error
+from .settings import DEFAULT_BACKOFF, make_settings, require_count, require_seconds
 from .supply import Supply
-from .terms import DEFAULT_BACKOFF, make_terms, require_count, require_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -52,7 +53,7 @@ class Pool(Generic[T]):
 
     report_leaks: ClassVar[bool] = sys.flags.dev_mode
 
-    __slots__ = ("_desk", "_premises")
+    __slots__ = ("_lender", "_lifecycle")
 
     def __init__(
         self,
@@ -100,7 +101,7 @@ class Pool(Generic[T]):
         require_count("min_size", min_size, minimum=0)
         if min_size > max_size:
             raise ValueError(f"min_size must not exceed max_size {max_size}, got {min_size}")
-        terms, rules = make_terms(
+        supply_settings, lender_settings = make_settings(
             connect=connect,
             max_waiting=max_waiting,
             connect_timeout=connect_timeout,
@@ -112,13 +113,15 @@ class Pool(Generic[T]):
             reset=reset,
             close=close,
         )
-        self._premises = Premises(lambda: (self._desk,))
-        supply = Supply(connect, terms, limit=max_size, floor=min_size, alarm=self._premises.alarm)
-        self._desk = Desk(supply, rules)
+        self._lifecycle = Lifecycle(lambda: (self._lender,))
+        supply = Supply(
+            connect, supply_settings, limit=max_size, floor=min_size, alarm=self._lifecycle.alarm
+        )
+        self._lender = Lender(supply, lender_settings)
 
     def __repr__(self) -> str:
         now = self.statistics()
-        state = " closed" if self._premises.closed else ""
+        state = " closed" if self._lifecycle.closed else ""
         return (
             f"<Pool{state}: {now.size} of {now.max_size} "
             f"({now.idle} idle, {now.lent} lent), {now.waiting} waiting>"
@@ -132,9 +135,9 @@ class Pool(Generic[T]):
 
         If cancelled, nothing is open.
         """
-        nursery = await self._premises.enter()
-        self._desk.open(nursery, report_leaks=Pool.report_leaks)
-        self._desk.grow()
+        nursery = await self._lifecycle.enter()
+        self._lender.open(nursery, report_leaks=Pool.report_leaks)
+        self._lender.grow()
         return self
 
     async def __aexit__(
@@ -147,7 +150,7 @@ class Pool(Generic[T]):
 
         If cancelled, everything is closed at once, also what is lent.
         """
-        await self._premises.leave(kind, exception, traceback)
+        await self._lifecycle.leave(kind, exception, traceback)
 
     def acquire(self, *, timeout: float | None = None) -> Lease[T]:
         """Return a lease, to be entered: ``async with pool.acquire() as connection``.
@@ -162,7 +165,7 @@ class Pool(Generic[T]):
         """
         if timeout is not None:
             require_seconds("timeout", timeout)
-        return Lease(self._desk, timeout)
+        return Lease(self._lender, timeout)
 
     @enable_ki_protection
     async def get(self, *, timeout: float | None = None) -> T:
@@ -184,7 +187,7 @@ class Pool(Generic[T]):
           trio.WouldBlock: none is idle, or ``check`` would have to look at it first.
           PoolClosedError: the pool is closed.
         """
-        return self._desk.take_nowait().resource
+        return self._lender.take_nowait().resource
 
     def put(self, connection: T) -> None:
         """Give back what `get` or `get_nowait` returned. One that is closed is not kept.
@@ -193,15 +196,15 @@ class Pool(Generic[T]):
           LeaseError: it is not lent; maybe it was given back already. Or it is lent again, to a
             block of another task: ``put`` twice. If that one used `get` too, nobody can tell.
         """
-        desk = self._desk
-        entry = desk.lent.get(id(connection))
+        lender = self._lender
+        entry = lender.lent.get(id(connection))
         if entry is None:
-            entry = desk.find(connection)
+            entry = lender.find(connection)
         elif entry.holder is not None and entry.task is not current_task():
             raise LeaseError(
                 f"{connection!r} is lent to another task now; it was given back before"
             )
-        desk.give_back(entry)
+        lender.give_back(entry)
 
     def discard(self, connection: T) -> None:
         """Give back a connection that is not to be used again: it is closed.
@@ -211,11 +214,11 @@ class Pool(Generic[T]):
         Raises:
           LeaseError: it is not lent; maybe it was given back already.
         """
-        self._desk.discard(connection)
+        self._lender.discard(connection)
 
     def statistics(self) -> PoolStatistics:
         """Return what the pool has and has done."""
-        return self._desk.statistics()
+        return self._lender.statistics()
 
     def resize(self, max_size: int) -> None:
         """Change how many connections there may be at most.
@@ -227,16 +230,16 @@ class Pool(Generic[T]):
           ValueError, TypeError: ``max_size`` is not 1 or more.
         """
         require_count("max_size", max_size, minimum=1)
-        self._desk.supply.limit = max_size
-        self._desk.supply.trim()
-        if not self._premises.closed:
-            self._desk.grow()
+        self._lender.supply.limit = max_size
+        self._lender.supply.trim()
+        if not self._lifecycle.closed:
+            self._lender.grow()
 
     def expire(self) -> None:
         """Close all connections of today: the idle ones now, the others when they come back."""
-        self._desk.supply.expire()
-        if not self._premises.closed:
-            self._desk.grow()
+        self._lender.supply.expire()
+        if not self._lifecycle.closed:
+            self._lender.grow()
 
     async def ready(self) -> None:
         """Wait until ``min_size`` connections are open.
@@ -249,20 +252,20 @@ class Pool(Generic[T]):
         If cancelled, the pool goes on to connect.
         """
         await trio.lowlevel.checkpoint()
-        desk, supply = self._desk, self._desk.supply
+        lender, supply = self._lender, self._lender.supply
         supply.require_open()
-        failures = desk.give_ups
+        failures = lender.give_ups
 
         def decided() -> bool:
             enough = len(supply.live) >= min(supply.floor, supply.limit)
-            return enough or supply.closed or desk.give_ups > failures
+            return enough or supply.closed or lender.give_ups > failures
 
         await supply.wait_until(decided)
         if supply.closed:
             raise PoolClosedError("this pool is closed")
-        if desk.give_ups > failures and len(supply.live) < min(supply.floor, supply.limit):
-            assert desk.last_give_up is not None
-            raise connect_error(*desk.last_give_up)
+        if lender.give_ups > failures and len(supply.live) < min(supply.floor, supply.limit):
+            assert lender.last_give_up is not None
+            raise connect_error(*lender.last_give_up)
 
     async def drain(self, grace: float | None = None) -> None:
         """Lend nothing any more, wait for what is lent, and close everything, for good.
@@ -279,4 +282,4 @@ class Pool(Generic[T]):
 
         If cancelled, nothing is lent any more, and what comes back is closed.
         """
-        await self._premises.drain(grace)
+        await self._lifecycle.drain(grace)

@@ -18,29 +18,28 @@ Longer than most files here: a connection's whole life, from the slot it takes t
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar, final
 
 import outcome
 import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._errors import PoolClosedError
+from .attempt import EXCHANGE_LIMIT, attempt, close_resource
 from .entry import Entry
-from .terms import EXCHANGE_LIMIT, attempt
-from .watch import find_hangup_probe, find_probe, find_socket, stop_watching, watch
+from .retry import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from .alarm import Alarm
-    from .terms import Budget, Terms
+    from .settings import SupplySettings
 
-__all__ = ("Owner", "Supply")
+__all__ = ("Budget", "Owner", "Supply")
 
 T = TypeVar("T")
 
@@ -51,15 +50,6 @@ LIFETIME_JITTER: Final = 0.05
 # Seconds that an unused connection has to live for its dial to count as a success: peers that
 # accept and then hang up, overloaded ones say, do that sooner.
 PROBATION: Final = 1.0
-
-_logger = logging.getLogger("trionet.pool")
-
-
-async def _aclose(resource: Any) -> None:
-    # Looked up here, where what that raises is caught. There need be none beside a `close`.
-    aclose = getattr(resource, "aclose", None)
-    if aclose is not None:
-        await aclose()
 
 
 class Owner(Protocol[T]):
@@ -79,6 +69,22 @@ class Owner(Protocol[T]):
 
 
 @final
+class Budget:
+    """Slots that several supplies share.
+
+    Attributes:
+      limit: how many there are.
+      taken: how many of them are not free; `closing` of these soon will be.
+    """
+
+    __slots__ = ("closing", "limit", "taken")
+
+    def __init__(self, limit: int) -> None:
+        self.limit: Final = limit
+        self.taken = self.closing = 0
+
+
+@final
 class Supply(Generic[T]):
     """Connections of one kind, and the slots they take.
 
@@ -89,17 +95,16 @@ class Supply(Generic[T]):
       live: all open connections by identity; `idle` (longest idle first) and `lent` among them.
       seized: those that were closed while somebody had them, until they are given back.
       dials: connections being made, by what cancels them; `closing` those being closed.
-      resting: whether a pause after a failure runs; nobody dials in it.
+      retry: whether a pause after a failure runs, and why the last dial failed.
       closed: whether it is over: nothing is dialled, and what comes back is closed.
       connected, connect_failures: how many dials went well, and how many did not.
-      last_error: why the last dial failed; None if it did not.
       ended: how many connections were closed, by reason.
     """
 
     def __init__(
         self,
         connect: Callable[[], Awaitable[T]],
-        terms: Terms[T],
+        settings: SupplySettings[T],
         *,
         limit: int,
         floor: int = 0,
@@ -113,7 +118,7 @@ class Supply(Generic[T]):
           budget: slots that all of this supply's are taken from as well.
         """
         self._connect = connect
-        self.terms = terms
+        self.settings = settings
         self.limit = limit
         self.floor = floor
         self.alarm = alarm
@@ -128,11 +133,7 @@ class Supply(Generic[T]):
         self.closed = False
         self.connected = self.connect_failures = 0
         self.ended: Counter[str] = Counter()
-        self.last_error: Exception | None = None
-        # Failures in a row, which the pauses grow with; and since somebody was told of them.
-        self._failures = self._tries = 0
-        self.resting = False
-        self._resume_at = -math.inf
+        self.retry = Retry(settings.backoff)
         self._generation = 0
         self._nursery: trio.Nursery | None = None
         self._owner: Owner[T]
@@ -158,7 +159,7 @@ class Supply(Generic[T]):
         # The tasks of dials and closes were copied too; they find nothing left to account for.
         self.dials.clear()
         self.closing.clear()
-        self.resting = False
+        self.retry.resting = False
         self.size = 0
 
     # Dialling
@@ -168,7 +169,7 @@ class Supply(Generic[T]):
 
         None either before the block, or after the end. What is left of the budget is not looked at.
         """
-        if self.resting or self.closed or self._nursery is None:
+        if self.retry.resting or self.closed or self._nursery is None:
             return 0
         return self.limit - self.size
 
@@ -177,12 +178,12 @@ class Supply(Generic[T]):
         self.size += 1
         if self.budget is not None:
             self.budget.taken += 1
-        timeout = self.terms.connect_timeout
+        timeout = self.settings.connect_timeout
         scope = trio.CancelScope()
         if timeout is not None:
             scope.deadline = trio.current_time() + timeout
         self.dials.add(scope)
-        self.start(self._dial, scope, self._generation, self._tries + 1)
+        self.start(self._dial, scope, self._generation, self.retry.tries + 1)
 
     def start(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
         """Start a task beside the dials."""
@@ -227,16 +228,14 @@ class Supply(Generic[T]):
         if key in self.live or key in self.closing or key in self.seized:
             return outcome.Error(ValueError(f"connect returned {resource!r} a second time"))
         try:
-            if self.terms.close is None and not callable(getattr(resource, "aclose", None)):
+            if self.settings.close is None and not callable(getattr(resource, "aclose", None)):
                 return outcome.Error(
                     TypeError(f"connect must return something with an aclose, got {resource!r}")
                 )
             entry = Entry(resource, trio.current_time())
-            entry.socket, entry.watched = find_socket(resource)
-            entry.probe = find_probe(resource)
         except Exception as exc:  # noqa: BLE001 - properties of a thing that is not ours
             scope = trio.CancelScope(shield=True, deadline=trio.current_time() + EXCHANGE_LIMIT)
-            await self._end(resource, scope)
+            await close_resource(resource, self.settings.close, scope)
             return outcome.Error(exc)
         return outcome.Value(entry)
 
@@ -248,30 +247,19 @@ class Supply(Generic[T]):
         self._in_vain(error, tries)
 
     def _in_vain(self, error: Exception, tries: int) -> None:
-        self.last_error = error
-        # Dials that started together and fail together are one failure: one pause, one try.
         now = trio.current_time()
         if any(self._has_worked(entry, now) for entry in self.live.values()):
-            self._failures = self._tries = 0
-        if now >= self._resume_at:
-            self._failures += 1
-            self.resting = True
-            self._resume_at = now + self.terms.backoff.delay(self._failures)
-            self.alarm.set(self._resume_at)
-        attempts = self.terms.backoff.attempts
-        if attempts is not None and tries >= attempts:
-            self._tries = 0
+            self.retry.forget()
+        last = self.retry.failed(error, tries, now)
+        self.alarm.set(self.retry.resume_at)
+        if last:
             self._owner.failed(error, tries)
-        else:
-            self._tries = max(self._tries, tries)
         self.changed()
 
     def _dial_succeeded(self, entry: Entry[T], generation: int) -> None:
         self.connected += 1
-        # The failures before are forgotten only once this one has proved to be of use.
-        self.resting = False
-        self._resume_at = -math.inf
-        lifetime = self.terms.lifetime
+        self.retry.connected()
+        lifetime = self.settings.lifetime
         if lifetime is not None:
             part = 1 - random.uniform(0, LIFETIME_JITTER)  # noqa: S311 - not a secret
             entry.expires_at = trio.current_time() + lifetime * part
@@ -283,35 +271,11 @@ class Supply(Generic[T]):
         elif self.surplus() > 0:
             self.retire(entry, "surplus")
         else:
-            self._watch(entry)
+            entry.watch(partial(self._hung_up, entry))
             # Now so many are open that one which has been idle for too long may go: look at once.
             self.alarm.set(-math.inf if 0 < self.floor < len(self.live) else entry.expires_at)
             self._owner.arrived(entry)
             self.changed()
-
-    # Dead ones
-
-    def _watch(self, entry: Entry[T]) -> None:
-        # Found out by `_inspect`.
-        announced, probe = entry.watched, entry.probe
-        entry.watched, entry.probe = False, None
-        if entry.socket is not None and announced:
-            entry.watched = watch(entry.socket, partial(self._hung_up, entry))
-        elif entry.socket is not None and watch(entry.socket, partial(self._hung_up, entry)):
-            stop_watching(entry.socket)
-            entry.watched_idle = entry.detour = True
-        if not entry.watched:
-            entry.probe = probe
-        if entry.probe is None and entry.watched_idle and entry.socket is not None:
-            # What TLS leaves unread, session tickets say, makes it readable for no reason.
-            entry.probe = find_hangup_probe(entry.socket)
-
-    def _hung_up(self, entry: Entry[T]) -> None:
-        if entry.key in self.idle:
-            self.retire(entry, "dead")
-            self._owner.grow()
-        elif entry.key in self.live:
-            entry.doom("dead")
 
     # The shelf
 
@@ -320,10 +284,10 @@ class Supply(Generic[T]):
         now = trio.current_time()
         entry.idle_since = now
         self.idle[entry.key] = entry
-        if self.terms.idle_timeout is not None:
-            self.alarm.set(now + self.terms.idle_timeout)
-        if entry.watched_idle and entry.socket is not None:
-            watch(entry.socket, partial(self._hung_up, entry))
+        if self.settings.idle_timeout is not None:
+            self.alarm.set(now + self.settings.idle_timeout)
+        if entry.watched_idle:
+            entry.resume_watch(partial(self._hung_up, entry))
 
     def unshelve(self) -> Entry[T] | None:
         """Take the connection that was used last; None if there is none.
@@ -336,10 +300,17 @@ class Supply(Generic[T]):
                 self.retire(entry, "dead")
                 continue
             del self.idle[entry.key]
-            if entry.watched_idle and entry.socket is not None:
-                stop_watching(entry.socket)
+            if entry.watched_idle:
+                entry.stop_watch()
             return entry
         return None
+
+    def _hung_up(self, entry: Entry[T]) -> None:
+        if entry.key in self.idle:
+            self.retire(entry, "dead")
+            self._owner.grow()
+        elif entry.key in self.live:
+            entry.doom("dead")
 
     # Ends
 
@@ -356,8 +327,7 @@ class Supply(Generic[T]):
         self.idle.pop(entry.key, None)
         if self.live.pop(entry.key, None) is None or self._nursery is None:
             return None
-        if (entry.watched or entry.watched_idle) and entry.socket is not None:
-            stop_watching(entry.socket)
+        entry.stop_watch()
         reason = entry.doomed or reason
         self.ended[reason] += 1
         self._learn_from(entry, reason)
@@ -379,16 +349,15 @@ class Supply(Generic[T]):
         """Take what became of a connection for the true outcome of its dial."""
         now = trio.current_time()
         if now - entry.born >= PROBATION or (entry.used and reason not in ("dead", "discarded")):
-            self._failures = self._tries = 0
-            self.last_error = None
+            self.retry.proved()
         elif reason == "dead" and not entry.used and not self.closed:
             gone = trio.BrokenResourceError(f"{entry.resource!r}: the peer hung up before any use")
-            self._in_vain(gone, self._tries + 1)
+            self._in_vain(gone, self.retry.tries + 1)
 
     @enable_ki_protection
     async def _close(self, entry: Entry[T], scope: trio.CancelScope) -> None:
         try:
-            await self._end(entry.resource, scope)
+            await close_resource(entry.resource, self.settings.close, scope)
         finally:
             disowned = self.closing.pop(entry.key, None) is None
             if not disowned:
@@ -397,19 +366,6 @@ class Supply(Generic[T]):
                 self._free_slot()
         if not disowned:
             self._owner.grow()
-
-    async def _end(self, resource: Any, scope: trio.CancelScope) -> None:
-        close: Callable[..., Awaitable[object]] | None = self.terms.close
-        if close is None:
-            ended = await attempt(_aclose, resource, scope=scope, what="closing")
-        else:
-            ended = await attempt(close, resource, scope=scope, what="closing")
-        if isinstance(ended, outcome.Error):
-            _logger.debug("closing %r: %r", resource, ended.error)
-            # An aclose that was cut short has closed all the same; anything else may not have.
-            if close is not None:
-                at_once = trio.CancelScope(shield=True, deadline=-math.inf)
-                await attempt(_aclose, resource, scope=at_once, what="closing")
 
     def _free_slot(self) -> None:
         self.size -= 1
@@ -464,12 +420,13 @@ class Supply(Generic[T]):
 
     def sweep(self, now: float) -> float:
         """Do what is due at ``now``; return when something is due next."""
-        if self.resting and self._resume_at <= now:
-            self.resting = False
+        retry = self.retry
+        if retry.resting and retry.resume_at <= now:
+            retry.resting = False
             if not self.dials and not self._owner.wanted_dials():
                 # Whoever comes next was not there, and has a row of attempts of its own.
-                self._failures = self._tries = 0
-        due = self._resume_at if self.resting else math.inf
+                retry.forget()
+        due = retry.resume_at if retry.resting else math.inf
         for entry in list(self.live.values()):
             if entry.expires_at > now:
                 due = min(due, entry.expires_at)
@@ -477,7 +434,7 @@ class Supply(Generic[T]):
                 self.retire(entry, "lifetime")
             else:
                 entry.doom("lifetime")
-        timeout = self.terms.idle_timeout
+        timeout = self.settings.idle_timeout
         while timeout is not None and self.idle and len(self.live) > self.floor:
             oldest = next(iter(self.idle.values()))
             if oldest.idle_since + timeout > now:

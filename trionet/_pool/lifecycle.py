@@ -11,23 +11,23 @@ import trio
 
 from .._errors import Ungrouped
 from .alarm import Alarm
-from .terms import require_seconds
+from .settings import require_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from types import TracebackType
 
-    from .desk import Desk
+    from .lender import Lender
 
-__all__ = ("Premises",)
+__all__ = ("Lifecycle",)
 
-_open: weakref.WeakSet[Premises] = weakref.WeakSet()
+_open: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     # A list: whoever is disowned leaves the set.
-    for premises in list(_open):
-        premises.disown()
+    for lifecycle in list(_open):
+        lifecycle.disown()
 
 
 if hasattr(os, "register_at_fork"):
@@ -35,17 +35,17 @@ if hasattr(os, "register_at_fork"):
 
 
 @final
-class Premises:
-    """The lifetime of one desk, or of several.
+class Lifecycle:
+    """The lifetime of one lender, or of several.
 
     Attributes:
-      alarm: for the supplies of these desks.
+      alarm: for the supplies of these lenders.
       closed: whether `drain` was called, or the block was left.
     """
 
-    def __init__(self, desks: Callable[[], Collection[Desk[Any]]]) -> None:
-        """Prepare, for the desks that ``desks()`` lists at any time."""
-        self._desks = desks
+    def __init__(self, lenders: Callable[[], Collection[Lender[Any]]]) -> None:
+        """Prepare, for the lenders that ``lenders()`` lists at any time."""
+        self._lenders = lenders
         self._manager: Any = None
         self._nursery: trio.Nursery | None = None
         self._entered = False
@@ -53,7 +53,7 @@ class Premises:
         self.alarm = Alarm(self._sweep)
 
     def _sweep(self, now: float) -> float:
-        return min((desk.supply.sweep(now) for desk in list(self._desks())), default=math.inf)
+        return min((lender.supply.sweep(now) for lender in list(self._lenders())), default=math.inf)
 
     async def enter(self) -> trio.Nursery:
         """Open the nursery and start keeping time.
@@ -76,8 +76,8 @@ class Premises:
         """Be closed, and leave all connections alone: in a forked child they are the parent's."""
         _open.discard(self)
         self.closed = True
-        for desk in list(self._desks()):
-            desk.disown()
+        for lender in list(self._lenders()):
+            lender.disown()
 
     async def leave(
         self,
@@ -97,10 +97,10 @@ class Premises:
         try:
             await self.drain(None if exception is None else 0)
         except BaseException as interruption:  # noqa: BLE001 - passed on to the nursery, below
-            for desk in list(self._desks()):
-                desk.report_lent()
-                desk.supply.seize()
-                desk.supply.cut_short()
+            for lender in list(self._lenders()):
+                lender.report_lent()
+                lender.supply.seize()
+                lender.supply.cut_short()
             # What the body raised outranks the cancellation of the work after it, as it does in a
             # nursery; the cancellation stays in force outside.
             if exception is None or not isinstance(interruption, trio.Cancelled):
@@ -131,26 +131,26 @@ class Premises:
         finally:
             _open.discard(self)
             self._nursery = None
-            for desk in self._desks():
-                desk.supply.shut()
+            for lender in self._lenders():
+                lender.supply.shut()
 
     async def drain(self, grace: float | None) -> None:
         """See `trionet.Pool.drain`."""
         require_seconds("grace", grace)
         self.closed = True
-        desks = list(self._desks())
-        for desk in desks:
-            desk.stop()
+        lenders = list(self._lenders())
+        for lender in lenders:
+            lender.stop()
         if grace is None:
-            for desk in desks:
+            for lender in lenders:
                 # Said before the wait, which may never end.
-                desk.report_lent("is still lent, and the end of the pool waits for it")
+                lender.report_lent("is still lent, and the end of the pool waits for it")
         with trio.move_on_after(math.inf if grace is None else grace):
-            for desk in desks:
-                await desk.supply.wait_nothing_lent()
-        for desk in desks:
-            desk.report_lent()
-            desk.supply.seize()
-        for desk in desks:
-            await desk.supply.wait_empty()
+            for lender in lenders:
+                await lender.supply.wait_nothing_lent()
+        for lender in lenders:
+            lender.report_lent()
+            lender.supply.seize()
+        for lender in lenders:
+            await lender.supply.wait_empty()
         await trio.lowlevel.checkpoint()

@@ -1,12 +1,9 @@
-"""What a supply is told once: how connections are made and ended, and within which bounds."""
+"""What a pool is told once: how connections are made, lent and ended, and within which bounds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
-
-import outcome
-import trio
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, final
 
 from .._options import Backoff
 
@@ -15,12 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = (
     "DEFAULT_BACKOFF",
-    "EXCHANGE_LIMIT",
-    "Budget",
-    "Rules",
-    "Terms",
-    "attempt",
-    "make_terms",
+    "LenderSettings",
+    "SupplySettings",
+    "make_settings",
     "require_count",
     "require_duration",
     "require_seconds",
@@ -28,51 +22,12 @@ __all__ = (
 
 T = TypeVar("T")
 
-# Seconds that close, check and reset get. Each is one exchange with the peer at most; who takes
-# longer does not answer.
-EXCHANGE_LIMIT: Final = 5.0
-
 DEFAULT_BACKOFF: Final = Backoff()
-
-
-async def attempt(
-    function: Callable[..., Awaitable[Any]], *args: object, scope: trio.CancelScope, what: str
-) -> outcome.Outcome[Any]:
-    """Run code that is not ours, and give back what it returned or raised.
-
-    Args:
-      scope: bounds it; a run that it cancelled gives a `trio.TooSlowError`.
-      what: its name in that error.
-
-    If cancelled from outside, `trio.Cancelled` propagates, as whatever is not an `Exception` does.
-    """
-    try:
-        with scope:
-            return outcome.Value(await function(*args))
-    except Exception as exc:  # noqa: BLE001 - connect, check, reset, close: they may raise anything
-        return outcome.Error(exc)
-    return outcome.Error(trio.TooSlowError(f"{what} took too long"))
-
-
-@final
-class Budget:
-    """Slots that several supplies share.
-
-    Attributes:
-      limit: how many there are.
-      taken: how many of them are not free; `closing` of these soon will be.
-    """
-
-    __slots__ = ("closing", "limit", "taken")
-
-    def __init__(self, limit: int) -> None:
-        self.limit: Final = limit
-        self.taken = self.closing = 0
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms(Generic[T]):
+class SupplySettings(Generic[T]):
     """How connections are made and ended; what each field means, `trionet.Pool` says."""
 
     connect_timeout: float | None
@@ -84,8 +39,8 @@ class Terms(Generic[T]):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules(Generic[T]):
-    """How a desk lends; what each field means, `trionet.Pool` says."""
+class LenderSettings(Generic[T]):
+    """How a lender lends; what each field means, `trionet.Pool` says."""
 
     max_waiting: int | None
     check: Callable[[T], Awaitable[object]] | None
@@ -119,7 +74,7 @@ def require_count(name: str, value: object, *, minimum: int) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
 
 
-def make_terms(
+def make_settings(
     connect: object,
     *,
     max_waiting: int | None,
@@ -131,7 +86,7 @@ def make_terms(
     check_after: float,
     reset: Callable[[T], Awaitable[object]] | None,
     close: Callable[[T], Awaitable[object]] | None,
-) -> tuple[Terms[T], Rules[T]]:
+) -> tuple[SupplySettings[T], LenderSettings[T]]:
     """Check a pool's arguments and sort them.
 
     Raises:
@@ -153,11 +108,14 @@ def make_terms(
     require_seconds("check_after", check_after)
     if not isinstance(backoff, Backoff):
         raise TypeError(f"backoff must be a Backoff, got {backoff!r}")
-    terms = Terms(
+    for_supply = SupplySettings(
         connect_timeout=connect_timeout,
         backoff=backoff,
         idle_timeout=idle_timeout,
         lifetime=lifetime,
         close=close,
     )
-    return terms, Rules(max_waiting=max_waiting, check=check, check_after=check_after, reset=reset)
+    for_lender = LenderSettings(
+        max_waiting=max_waiting, check=check, check_after=check_after, reset=reset
+    )
+    return for_supply, for_lender

@@ -1,7 +1,7 @@
-"""The desk where connections are lent: one supply, one queue, and the rules between them.
+"""Where connections are lent: one supply, one queue, and the rules between them.
 
-How this works. Tasks that want a connection come to `Desk.obtain`; tasks that bring one back, to
-`Desk.give_back`; dials and timers come from the supply. Whoever comes changes the state at once,
+How this works. Tasks that want a connection come to `Lender.obtain`; tasks that bring one back, to
+`Lender.give_back`; dials and timers come from the supply. Whoever comes changes the state at once,
 in one synchronous step that leaves the rules intact:
 
 - Nobody waits while a connection lies idle, unless that connection is being checked for them.
@@ -17,110 +17,116 @@ Longer than most files here: these rules hold together only if they can be read 
 
 from __future__ import annotations
 
-import logging
 import math
-import traceback
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, final
 
-import outcome
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, current_task, enable_ki_protection
 
 from .._errors import (
     LeaseError,
     PoolClosedError,
-    PoolConnectError,
     PoolFullError,
-    PoolTimeoutError,
 )
-from .lease import Lease, PoolStatistics
-from .terms import EXCHANGE_LIMIT, attempt
+from .lease import Lease
+from .report import (
+    PoolStatistics,
+    connect_error,
+    log_leaks,
+    log_nesting,
+    stack_here,
+    timeout_error,
+)
+from .upkeep import Upkeep
 from .waiters import WaitQueue
 
 if TYPE_CHECKING:
     from collections import OrderedDict
-    from collections.abc import Awaitable, Callable, Collection, Iterable
+    from collections.abc import Awaitable, Collection, Iterable
 
     from trio.lowlevel import Task
 
     from .entry import Entry
-    from .supply import Supply
-    from .terms import Budget, Rules
+    from .settings import LenderSettings
+    from .supply import Budget, Supply
 
-__all__ = ("Desk", "Hall", "connect_error")
+__all__ = ("Group", "Lender")
 
 T = TypeVar("T")
 
-# Frames of the stack that a report of a leak shows: enough to leave this package and trio's.
-STACK_LIMIT: Final = 12
 
-_logger = logging.getLogger("trionet.pool")
-
-
-class Hall(Protocol):
-    """Several desks that share a budget, seen from one of them."""
+class Group(Protocol):
+    """Several lenders that share a budget, seen from one of them."""
 
     everyone: OrderedDict[Task, Lease[Any]]
     budget: Budget
 
     def lent(self) -> Iterable[Entry[Any]]:
-        """Go through what is lent at all desks."""
+        """Go through what is lent at all lenders."""
 
-    def joined(self, desk: Desk[Any], lease: Lease[Any], /, *, first: bool) -> None:
-        """Take notice that somebody waits at ``desk`` from now on."""
+    def joined(self, lender: Lender[Any], lease: Lease[Any], /, *, first: bool) -> None:
+        """Take notice that somebody waits at ``lender`` from now on."""
 
-    def grow(self, desk: Desk[Any], /) -> None:
-        """Start the dials that are wanted and possible, after something changed at ``desk``."""
+    def grow(self, lender: Lender[Any], /) -> None:
+        """Start the dials that are wanted and possible, after something changed at ``lender``."""
 
-    def outbids(self, desk: Desk[Any], /) -> bool:
-        """Whether what comes free at ``desk`` is to be closed for somebody who waits elsewhere."""
+    def outbids(self, lender: Lender[Any], /) -> bool:
+        """Whether what comes free at ``lender`` is to be closed for one who waits elsewhere."""
 
-    def current(self, desk: Desk[Any], /) -> Desk[Any]:
-        """Return the desk to ask instead of ``desk``, which may have been forgotten."""
+    def current(self, lender: Lender[Any], /) -> Lender[Any]:
+        """Return the lender to ask instead of ``lender``, which may have been forgotten."""
 
-    def left(self, desk: Desk[Any], /) -> None:
-        """Take notice that somebody was cancelled while waiting at ``desk``."""
+    def left(self, lender: Lender[Any], /) -> None:
+        """Take notice that somebody was cancelled while waiting at ``lender``."""
 
 
 @final
-class Desk(Generic[T]):
+class Lender(Generic[T]):
     """Lends the connections of one supply to the tasks of one queue.
 
     Attributes:
       idle, lent, waiting: the supply's and the queue's, nearer by one step.
-      name: which of several desks this is.
-      crowd: those whose waiting concerns whoever comes: this queue's, or all of the hall.
+      name: which of several lenders this is.
+      crowd: those whose waiting concerns whoever comes: this queue's, or all of the group.
       plain: whether a connection can be lent without looking at it first.
       acquired, timed_out: see `PoolStatistics`.
       give_ups, last_give_up: how often `failed` was called, and with what the last time.
     """
 
     def __init__(
-        self, supply: Supply[T], rules: Rules[T], hall: Hall | None = None, name: object = None
+        self,
+        supply: Supply[T],
+        settings: LenderSettings[T],
+        group: Group | None = None,
+        name: object = None,
     ) -> None:
         self.supply = supply
-        self.rules = rules
-        self.hall = hall
+        self.settings = settings
+        self.group = group
         self.name = name
-        everyone = None if hall is None else hall.everyone
-        left = None if hall is None else partial(hall.left, self)
+        everyone = None if group is None else group.everyone
+        left = None if group is None else partial(group.left, self)
         self.queue: WaitQueue[Lease[T]] = WaitQueue(everyone=everyone, left=left)
         self.idle = supply.idle
         self.lent = supply.lent
         self.waiting = self.queue.tasks
         self.crowd: Collection[Task] = self.waiting if everyone is None else everyone
         self.report_leaks = False
-        self.plain = rules.check is None
+        self.plain = settings.check is None
         self.acquired = self.timed_out = 0
         self.give_ups = 0
         self.last_give_up: tuple[Exception, int] | None = None
-        self._checks: dict[Entry[T], trio.CancelScope] = {}
-        self._resets: dict[Entry[T], trio.CancelScope] = {}
+        self._checks = Upkeep(
+            settings.check, "check", supply=supply, passed=self._place, ended=self.pump
+        )
+        self._resets = Upkeep(
+            settings.reset, "reset", supply=supply, passed=self._place, ended=self.pump
+        )
         self._warned = False
         # What `give_back` does with the clock, it does only where somebody asks for it later.
-        self._timed = not (supply.terms.idle_timeout is None and self.plain and hall is None)
-        timeout = supply.terms.idle_timeout
+        self._timed = not (supply.settings.idle_timeout is None and self.plain and group is None)
+        timeout = supply.settings.idle_timeout
         self._idle_timeout = math.inf if timeout is None else timeout
         self._alarm = supply.alarm
 
@@ -144,13 +150,13 @@ class Desk(Generic[T]):
 
         If cancelled, nothing was lent.
         """
-        if self.hall is not None:
-            desk = self.hall.current(self)
-            if desk is not self:
-                lease.moved(desk)
-                return desk.obtain(lease, first=first)
+        if self.group is not None:
+            lender = self.group.current(self)
+            if lender is not self:
+                lease.moved(lender)
+                return lender.obtain(lease, first=first)
         if self.report_leaks:
-            lease.where = traceback.format_stack(limit=STACK_LIMIT)[:-1]
+            lease.where = stack_here()
         self.supply.require_open()
         if first or not self.waiting:
             entry = self._take()
@@ -193,16 +199,16 @@ class Desk(Generic[T]):
             raise trio.WouldBlock
         self._lend(taken, None, None)
         if self.report_leaks:
-            taken.where = traceback.format_stack(limit=STACK_LIMIT)[:-1]
+            taken.where = stack_here()
         return taken
 
     def _take(self) -> Entry[T] | None:
         entry = self.supply.unshelve()
-        if entry is None or self.rules.check is None:
+        if entry is None or self.settings.check is None:
             return entry
-        if trio.current_time() - entry.idle_since < self.rules.check_after:
+        if trio.current_time() - entry.idle_since < self.settings.check_after:
             return entry
-        self._start_check(entry)
+        self._checks.start(entry)
         return None
 
     def _lend(self, entry: Entry[T], lease: Lease[T] | None, task: Task | None) -> None:
@@ -214,17 +220,17 @@ class Desk(Generic[T]):
         entry.where = None if lease is None else lease.where
 
     def _queue_up(self, lease: Lease[T], *, first: bool) -> Awaitable[Entry[T]]:
-        limit = self.rules.max_waiting
+        limit = self.settings.max_waiting
         if limit is not None and len(self.crowd) >= limit and not first:
-            if self.hall is not None:
-                self.hall.left(self)
+            if self.group is not None:
+                self.group.left(self)
             raise PoolFullError(f"{len(self.crowd)} tasks wait already; max_waiting is {limit}")
         task = current_task()
         if not self._warned:
             self._warn_of_nesting(task)
         self.queue.join(task, lease, first=first)
-        if self.hall is not None:
-            self.hall.joined(self, lease, first=first)
+        if self.group is not None:
+            self.group.joined(self, lease, first=first)
         self.pump()
         if lease.timeout is None:
             return self.queue.wait(task)
@@ -235,16 +241,22 @@ class Desk(Generic[T]):
             entry: Entry[T] = await self.queue.wait(task)
             return entry
         self.timed_out += 1
-        raise self._timeout_error(timeout) from self.supply.last_error
+        raise timeout_error(
+            timeout,
+            self.statistics(),
+            self.supply.retry.last_error,
+            self.lent.values(),
+            None if self.group is None else self.group.budget,
+        )
 
     # Taking back
 
     @enable_ki_protection
     def give_back(self, entry: Entry[T]) -> None:
         """Take back ``entry``, which is lent, and lend it again or keep it."""
-        teller = entry.teller
+        reporter = entry.reporter
         try:
-            detour = entry.detour or (teller is not None and teller.closed)
+            detour = entry.detour or (reporter is not None and reporter.closed)
         except Exception:  # noqa: BLE001 - see Entry.is_closed
             detour = True
         if self.lent.pop(entry.key, None) is None:
@@ -296,15 +308,14 @@ class Desk(Generic[T]):
         raise LeaseError(f"{resource!r} was not lent by this pool")
 
     def _sort(self, entry: Entry[T]) -> None:
-        reset = self.rules.reset
         if entry.doomed:
             self.supply.retire(entry, entry.doomed)
         elif entry.is_closed():
             self.supply.retire(entry, "discarded")
         elif self.supply.surplus() > 0:
             self.supply.retire(entry, "surplus")
-        elif reset is not None:
-            self._start(self._resets, reset, entry, "reset")
+        elif self._resets.function is not None:
+            self._resets.start(entry)
         else:
             entry.detour = entry.watched_idle
             self._place(entry)
@@ -317,7 +328,7 @@ class Desk(Generic[T]):
             self._offer(entry)
 
     def _offer(self, entry: Entry[T]) -> None:
-        if self.hall is not None and self.hall.outbids(self):
+        if self.group is not None and self.group.outbids(self):
             self.supply.retire(entry, "evicted")
         elif self.waiting:
             task = self.queue.oldest
@@ -326,63 +337,24 @@ class Desk(Generic[T]):
         else:
             self.supply.shelve(entry)
 
-    # Checking and resetting
-
-    def _start_check(self, entry: Entry[T]) -> None:
-        check = self.rules.check
-        assert check is not None
-        self._start(self._checks, check, entry, "check")
-
-    def _start(
-        self,
-        running: dict[Entry[T], trio.CancelScope],
-        function: Callable[[T], Awaitable[object]],
-        entry: Entry[T],
-        what: str,
-    ) -> None:
-        scope = trio.CancelScope(deadline=trio.current_time() + EXCHANGE_LIMIT)
-        running[entry] = scope
-        self.supply.start(self._run, running, function, entry, what)
-
-    @enable_ki_protection
-    async def _run(
-        self,
-        running: dict[Entry[T], trio.CancelScope],
-        function: Callable[[T], Awaitable[object]],
-        entry: Entry[T],
-        what: str,
-    ) -> None:
-        passed = False
-        try:
-            result = await attempt(function, entry.resource, scope=running[entry], what=what)
-            passed = isinstance(result, outcome.Value) and result.value is not False
-        finally:
-            if running.pop(entry, None) is None:
-                passed = False  # Disowned by a fork: somebody else's business.
-            elif entry.doomed or not passed or self.supply.surplus() > 0:
-                self.supply.retire(entry, "surplus" if passed else what)
-            else:
-                self._place(entry)
-            self.pump()
-
     # Supply and demand
 
     def unserved(self) -> int:
         """How many wait for whom nothing but a dial can be on its way."""
-        return len(self.waiting) - len(self._checks) - len(self._resets)
+        return len(self.waiting) - len(self._checks.running) - len(self._resets.running)
 
     def pump(self) -> None:
         """Have as many idle connections checked as wait for one, and dial what is missing."""
-        while self.rules.check is not None and self.unserved() > 0:
+        while self.settings.check is not None and self.unserved() > 0:
             # Whatever lies idle while somebody waits has lain there too long to go unchecked.
             entry = self.supply.unshelve()
             if entry is None:
                 break
-            self._start_check(entry)
+            self._checks.start(entry)
         self.grow()
 
     def wanted_dials(self) -> int:
-        """How many more dials should run now, whatever other desks want.
+        """How many more dials should run now, whatever other lenders want.
 
         One at a time while connections are about: they come back sooner than a dial ends, and a
         crowd that comes and goes would leave as many behind as it was. With none about, as many
@@ -398,8 +370,8 @@ class Desk(Generic[T]):
 
     def grow(self) -> None:
         """Start the dials that are wanted and possible now."""
-        if self.hall is not None:
-            self.hall.grow(self)
+        if self.group is not None:
+            self.group.grow(self)
             return
         # Where nothing is free, which is when there is most to do, it ends here.
         if self.supply.size < self.supply.limit:
@@ -410,7 +382,7 @@ class Desk(Generic[T]):
         """Lend or shelve a new connection."""
         if entry.probe is not None or entry.watched_idle:
             self.plain = False
-        entry.detour = entry.watched_idle or self.rules.reset is not None
+        entry.detour = entry.watched_idle or self.settings.reset is not None
         # Not asked whether it is readable: where the peer speaks first it may well be.
         self._offer(entry)
 
@@ -426,17 +398,17 @@ class Desk(Generic[T]):
     def stop(self) -> None:
         """Lend nothing any more; close what is not lent."""
         self.supply.end()
-        for scope in (*self._checks.values(), *self._resets.values()):
-            scope.cancel()
+        self._checks.cancel()
+        self._resets.cancel()
         self.queue.fail_all(lambda: PoolClosedError("this pool was closed"))
 
     def disown(self) -> None:
         """Be closed, in a forked child, where everything belongs to the parent."""
         self.supply.disown()
-        self._checks.clear()
-        self._resets.clear()
-        if self.hall is not None:
-            self.hall.budget.taken = self.hall.budget.closing = 0
+        self._checks.running.clear()
+        self._resets.running.clear()
+        if self.group is not None:
+            self.group.budget.taken = self.group.budget.closing = 0
         # A fork from a thread of its own leaves no run behind in which anybody could be woken.
         if trio.lowlevel.in_trio_run():
             self.supply.changed()
@@ -444,13 +416,8 @@ class Desk(Generic[T]):
 
     def report_lent(self, what: str = "was never given back") -> None:
         """Log who has not given back a connection, if that is asked for."""
-        for entry in self.lent.values() if self.report_leaks else ():
-            _logger.warning(
-                "%r %s; it was acquired at\n%s",
-                entry.resource,
-                what,
-                "".join(entry.where or ()),
-            )
+        if self.report_leaks:
+            log_leaks(self.lent.values(), what)
 
     # Telling
 
@@ -464,8 +431,8 @@ class Desk(Generic[T]):
             idle=len(self.idle),
             lent=len(self.lent),
             connecting=len(supply.dials),
-            checking=len(self._checks),
-            resetting=len(self._resets),
+            checking=len(self._checks.running),
+            resetting=len(self._resets.running),
             closing=len(supply.closing),
             waiting=len(self.waiting),
             acquired=self.acquired,
@@ -477,49 +444,12 @@ class Desk(Generic[T]):
             reasons=dict(supply.ended),
         )
 
-    def _timeout_error(self, timeout: float) -> PoolTimeoutError:
-        now = self.statistics()
-        text = (
-            f"no connection came within {timeout:g} s: {now.size} of {now.max_size} slots taken "
-            f"({now.idle} idle, {now.lent} lent, {now.connecting} connecting, "
-            f"{now.checking} checked, {now.resetting} reset, {now.closing} closing), "
-            f"{now.waiting} waiting"
-        )
-        if self.hall is not None:
-            text += f", and {self.hall.budget.taken} of {self.hall.budget.limit} for all keys"
-        if self.supply.last_error is not None:
-            text += f"; connecting failed last with {self.supply.last_error!r}"
-        error = PoolTimeoutError(text)
-        for entry in self.lent.values():
-            if entry.where is not None:
-                error.add_note(f"{entry.resource!r} is lent, since\n{''.join(entry.where)}")
-        return error
-
     def _warn_of_nesting(self, here: Task) -> None:
         """Log, once, that everything is lent to tasks that wait here for more, as ``here`` does."""
-        supply, hall = self.supply, self.hall
+        supply, group = self.supply, self.group
         own = len(self.lent) >= supply.limit
-        limit = supply.limit if own or hall is None else hall.budget.limit
-        if not own and (hall is None or hall.budget.taken < limit):
+        limit = supply.limit if own or group is None else group.budget.limit
+        if not own and (group is None or group.budget.taken < limit):
             return
-        count = 0
-        for entry in self.lent.values() if own or hall is None else hall.lent():
-            count += 1
-            if entry.task is not here and entry.task not in self.crowd:
-                return
-        if count < limit:
-            return
-        self._warned = True
-        _logger.warning(
-            "all %d connections are lent to tasks that wait for another one here: "
-            "unless one of them is cancelled, none will ever be given back",
-            limit,
-        )
-
-
-def connect_error(error: Exception, attempts: int) -> PoolConnectError:
-    """Make the exception that says what kept connecting from succeeding."""
-    times = "" if attempts == 1 else f", {attempts} times in a row"
-    problem = PoolConnectError(f"could not connect{times}: {error!r}")
-    problem.__cause__ = error
-    return problem
+        lent = self.lent.values() if own or group is None else group.lent()
+        self._warned = log_nesting(lent, limit, self.crowd, here)
