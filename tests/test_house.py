@@ -10,6 +10,7 @@ import pytest
 
 import trionet
 import trionet.abc
+import trionet.testing
 
 ROOT = Path(trionet.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
@@ -36,6 +37,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "_streams",
         (
             "pipe",
+            "segment",
             "poller",
             "readiness",
             "memory",
@@ -92,8 +94,9 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     ("_mux", ("driver", "stream", "listener", "session")),
+    ("testing", ("trace", "_run")),
     ("integrations", ("httpx",)),
-    ("top", ("__init__",)),
+    ("top", ("__init__", "pytest_plugin")),
 )
 # Beside each other, and blind to each other.
 SIBLINGS = ({"_server", "_pool"},)
@@ -172,6 +175,7 @@ def exported(source: Path) -> set[str]:
 
 def test_all_equals_what_is_exported() -> None:
     assert set(trionet.__all__) == exported(ROOT / "__init__.py")
+    assert set(trionet.testing.__all__) == exported(ROOT / "testing" / "__init__.py")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +201,7 @@ def test_every_module_lists_what_it_defines_for_others(source: Path) -> None:
 
 def public_objects() -> list[tuple[str, object]]:
     found: list[tuple[str, object]] = []
-    for module in (trionet, trionet.abc):
+    for module in (trionet, trionet.abc, trionet.testing):
         for name in module.__all__:
             thing = getattr(module, name)
             found.append((f"{module.__name__}.{name}", thing))

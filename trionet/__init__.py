@@ -17,6 +17,7 @@ from ._mux.session import MuxStatistics as MuxStatistics
 from ._mux.session import open_mux as open_mux
 from ._mux.stream import MuxStream as MuxStream
 from ._options import Backoff as Backoff
+from ._options import Link as Link
 from ._options import MemoryOptions as MemoryOptions
 from ._options import ProxyProtocol as ProxyProtocol
 from ._options import SocketOptions as SocketOptions
@@ -76,6 +77,7 @@ __all__ = (
     "Lease",
     "LeaseError",
     "Limits",
+    "Link",
     "MemoryListener",
     "MemoryOptions",
     "MemoryStream",

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Literal, final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ("Backoff", "MemoryOptions", "ProxyProtocol", "SocketOptions")
+__all__ = ("Backoff", "Link", "MemoryOptions", "ProxyProtocol", "SocketOptions")
 
 # What setsockopt(2) takes.
 C_INT_MAX = 2**31 - 1
+# What an IPv4 packet carries beside its own header and a TCP header with no options (RFC 791).
+SEGMENT_MAX = 65535 - 20 - 20
 
 
 def _require_int(owner: object, name: str, value: object, minimum: int) -> None:
@@ -114,6 +116,58 @@ class SocketOptions:
                 )
             for value in self.keepalive:
                 _require_c_int(self, "keepalive", value)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """What lies between two ends that are not in one place: one direction of it.
+
+    The one given to a memory name, to `trionet.testing.VirtualNetwork` or to
+    `trionet.testing.FaultyStream` holds for both directions, each on its own. The default has
+    nothing of anything, and costs nothing.
+
+    Attributes:
+      latency: seconds from one end to the other.
+      jitter: up to so many seconds more, drawn evenly for each segment. Never puts the bytes of a
+        connection out of order, but datagrams overtake each other.
+      bandwidth: bytes a second, shared by all that goes this way, first come first served; None
+        is without limit. Payload alone counts, headers do not.
+      loss: the probability, from 0 to 1, that a segment is lost. A stream's is sent again 0.2,
+        0.6, 1.4 ... seconds after the first time, as TCP does, so no byte is ever missing; a
+        datagram is gone.
+      segment_size: the most bytes that travel in one piece. A small one makes a slow link's
+        receiver see bytes earlier, and costs an event each; 16 384, about ten Ethernet frames,
+        is what a kernel hands a network card at once.
+    """
+
+    latency: float = 0.0
+    jitter: float = 0.0
+    bandwidth: float | None = None
+    loss: float = 0.0
+    segment_size: int = 16384
+
+    def __post_init__(self) -> None:
+        _require_number(self, "latency", self.latency, minimum=0)
+        _require_number(self, "jitter", self.jitter, minimum=0)
+        _require_number(self, "loss", self.loss, minimum=0)
+        if self.loss > 1:
+            raise ValueError(f"Link.loss must be at most 1, got {self.loss!r}")
+        if self.bandwidth is not None:
+            _require_number(self, "bandwidth", self.bandwidth, minimum=0)
+            if self.bandwidth == 0:
+                # A link that moves nothing is a partition, and says so.
+                raise ValueError("Link.bandwidth must be more than 0, got 0")
+        _require_int(self, "segment_size", self.segment_size, minimum=1)
+        if self.segment_size > SEGMENT_MAX:
+            raise ValueError(
+                f"Link.segment_size must be at most {SEGMENT_MAX}, got {self.segment_size}"
+            )
+
+    @property
+    def null(self) -> bool:
+        """Whether everything arrives at once: no latency, jitter, loss or limit."""
+        return not (self.latency or self.jitter or self.loss) and self.bandwidth is None
 
 
 @final
