@@ -1,0 +1,31 @@
+"""The example programs around other people's libraries."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parents[2]
+
+PRINTED = {
+    "anyio_lines": "to be or not to be: 6 words\nthat is the question: 4 words\n",
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_it_prints_what_it_should_and_ends(name: str) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", f"examples/{name}.py"],
+        cwd=HERE,
+        env={"PYTHONPATH": str(HERE)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert finished.stderr == ""
+    assert finished.stdout == PRINTED[name]
