@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Self
@@ -11,11 +12,13 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.pool.peer import FakeConnection, FakePeer
-from trionet import MemoryStream, Pool, SocketStream, memory_stream_pair
+from trionet import BufferedStream, MemoryStream, Pool, SocketStream, memory_stream_pair
 from trionet._pool.watch import find_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from trio.testing import MockClock
 
 hub_only = pytest.mark.skipif(
     not hasattr(__import__("select"), "epoll"), reason="there is no epoll to tell of a hang-up"
@@ -185,6 +188,126 @@ async def test_what_has_no_socket_is_asked_when_it_is_handed_out() -> None:
         assert await pool.get() is streams[0]
         assert pool.statistics().reasons == {"dead": 2}
         pool.put(streams[0])
+
+
+@pytest.mark.parametrize("wrap", [trio_stream, trio_tls, Session])
+@pytest.mark.parametrize("take", ["acquire", "get_nowait"])
+async def test_a_foreign_one_that_just_died_is_not_handed_out(
+    wrap: Callable[[socket.socket], Any], take: str
+) -> None:
+    with Far(wrap) as far:
+        async with Pool(far.connect, max_size=2) as pool:
+            connections = [await pool.get() for _ in range(2)]
+            for connection in connections:
+                pool.put(connection)
+            await settle()
+
+            # Nobody has had a chance to tell of it, and it must be seen all the same.
+            far.ends[1].close()
+            if take == "acquire":
+                async with pool.acquire() as taken:
+                    assert taken is connections[0]
+            else:
+                taken = pool.get_nowait()
+                assert taken is connections[0]
+                pool.put(taken)
+
+            assert pool.statistics().reasons == {"dead": 1}
+            far.restart()
+            await pool.drain()
+
+
+@hub_only
+@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize("take", ["acquire", "get_nowait"])
+async def test_stray_bytes_are_noticed_once_a_connection_has_lain_idle(
+    take: str, buffered: bool, autojump_clock: MockClock
+) -> None:
+    wrap = (lambda sock: BufferedStream(SocketStream(sock))) if buffered else SocketStream
+    with Far(wrap) as far:
+        async with Pool(far.connect, max_size=2) as pool:
+            first, second = [await pool.get() for _ in range(2)]
+            pool.put(first)
+            pool.put(second)
+            far.ends[1].send(b"a late answer")
+
+            # A moment after its use it is not asked: hardly anything happens so soon.
+            await trio.sleep(0.4)
+            async with pool.acquire() as stream:
+                assert stream is second
+            await trio.sleep(0.6)
+            if take == "acquire":
+                async with pool.acquire() as stream:
+                    assert stream is first
+            else:
+                stream = pool.get_nowait()
+                pool.put(stream)
+                assert stream is first
+
+            assert pool.statistics().reasons == {"dead": 1}
+            # It can be lent at once again, without a look.
+            assert not next(iter(pool._lender.idle.values())).stale
+            async with pool.acquire() as stream:
+                assert stream is first
+
+
+@hub_only
+async def test_with_check_after_0_stray_bytes_are_always_noticed() -> None:
+    with Far(SocketStream) as far:
+        async with Pool(far.connect, max_size=1, check_after=0) as pool:
+            for number in range(3):
+                async with pool.acquire():
+                    pass
+                async with pool.acquire() as stream:
+                    assert len(far.ends) == number + 1
+                far.ends[-1].send(b"unasked")
+            assert await pool.get() is not stream
+            assert pool.statistics().reasons == {"dead": 3}
+            await pool.drain(0)
+
+
+@hub_only
+async def test_a_greeting_is_not_taken_for_stray_bytes(autojump_clock: MockClock) -> None:
+    with Far(SocketStream) as far:
+        async with Pool(far.connect, max_size=1, min_size=1) as pool:
+            await pool.ready()
+            far.ends[0].send(b"220 ready")
+            await trio.sleep(60)
+
+            async with pool.acquire() as stream:
+                assert await stream.receive_some() == b"220 ready"
+            assert pool.statistics().connected == 1
+
+
+async def test_a_greeting_in_memory_is_none_either_and_a_hang_up_is_a_hang_up() -> None:
+    ends: list[MemoryStream] = []
+
+    async def connect() -> MemoryStream:
+        near, far = memory_stream_pair(100)
+        ends.append(far)
+        await far.send_all(b"220 ready")
+        return near
+
+    async with Pool(connect, max_size=2, min_size=2) as pool:
+        await pool.ready()
+        await wait_all_tasks_blocked()
+        await ends[1].aclose()
+
+        async with pool.acquire() as stream:
+            assert await stream.receive_some() == b"220 ready"
+        assert pool.statistics().reasons == {"dead": 1}
+
+
+@hub_only
+async def test_an_idle_pool_does_not_tick(autojump_clock: MockClock) -> None:
+    with Far(SocketStream) as far:
+        async with Pool(far.connect, max_size=1, idle_timeout=None, lifetime=None) as pool:
+            async with pool.acquire():
+                pass
+            assert pool._lifecycle.alarm.at == 0.5
+            await trio.sleep(1)
+
+            assert pool._lifecycle.alarm.at == math.inf
 
 
 async def test_one_that_cannot_be_asked_is_dead() -> None:

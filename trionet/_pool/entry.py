@@ -30,7 +30,10 @@ class Entry(Generic[T]):
       task: who took it, where that is known.
       where: the stack it was taken on, if leaks are reported.
       reporter: the connection, if it has a ``closed`` that says something, else None.
-      probe: to be asked before it is handed out, unless it is watched all the time.
+      probe: to be asked before it is handed out; if it is watched all the time, only while stale.
+      stale: whether it has been idle for so long that its peer may have spoken out of turn.
+      aging: whether it becomes ``stale``: it is watched, which tells of its peer's going away,
+        but not of bytes that nobody asked for.
       born: when it was made.
       used: whether it was ever lent.
       watched: its socket is watched for as long as it lives.
@@ -39,6 +42,8 @@ class Entry(Generic[T]):
 
     __slots__ = (
         "_announces",
+        "_gone",
+        "aging",
         "born",
         "detour",
         "doomed",
@@ -50,6 +55,7 @@ class Entry(Generic[T]):
         "reporter",
         "resource",
         "socket",
+        "stale",
         "task",
         "used",
         "watched",
@@ -74,6 +80,10 @@ class Entry(Generic[T]):
         self.probe: Callable[[], bool] | None = find_probe(resource)
         self.socket: AnySocket | None
         self.socket, self._announces = find_socket(resource)
+        gone = getattr(resource, "peer_closed", None)
+        self._gone: Callable[[], bool] | None = gone if callable(gone) else None
+        self.aging: bool = False
+        self.stale: bool = False
         self.watched: bool = False
         self.watched_idle: bool = False
         self.detour: bool = False
@@ -93,7 +103,7 @@ class Entry(Generic[T]):
             stop_watching(self.socket)
             self.watched_idle = self.detour = True
         if self.watched:
-            self.probe = None
+            self.aging = self.probe is not None
         elif self.watched_idle and self.probe is None:
             # What TLS leaves unread, session tickets say, makes it readable for no reason.
             self.probe = find_hangup_probe(self.socket)
@@ -117,10 +127,19 @@ class Entry(Generic[T]):
                 return True
         return self.socket is not None and is_gone(self.socket)
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether `is_dead` may find something now that is not known already."""
+        return self.probe is not None and (self.stale or not self.watched)
+
     def is_dead(self) -> bool:
-        """Whether `probe` finds that its peer has gone, or spoken out of turn."""
-        assert self.probe is not None
+        """Whether its peer has gone, or spoken out of turn."""
+        probe = self.probe
+        if self._gone is not None and not self.used:
+            # What waits for its first user may be a greeting.
+            probe = self._gone
+        assert probe is not None
         try:
-            return self.probe()
+            return probe()
         except Exception:  # noqa: BLE001 - what cannot even say whether it works does not
             return True

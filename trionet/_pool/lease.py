@@ -119,8 +119,13 @@ class Lease(Generic[T]):
         self._entered = True
         await checkpoint_if_cancelled()
         origin = self._origin
+        entry = None
         if origin.plain and origin.idle and not origin.crowd:
             key, entry = origin.idle.popitem()
+            if entry.stale:
+                origin.idle[key] = entry
+                entry = None
+        if entry is not None:
             origin.lent[key] = entry
             origin.acquired += 1
             entry.holder = self

@@ -127,7 +127,8 @@ class Lender(Generic[T]):
         # What `give_back` does with the clock, it does only where somebody asks for it later.
         self._timed = not (supply.settings.idle_timeout is None and self.plain and group is None)
         timeout = supply.settings.idle_timeout
-        self._idle_timeout = math.inf if timeout is None else timeout
+        # How long what is idle may be let alone.
+        self._patience = math.inf if timeout is None else timeout
         self._alarm = supply.alarm
 
     def open(self, nursery: trio.Nursery, *, report_leaks: bool) -> None:
@@ -187,11 +188,13 @@ class Lender(Generic[T]):
         """
         if self.plain and not self.crowd and self.idle:
             key, entry = self.idle.popitem()
-            self.lent[key] = entry
-            self.acquired += 1
-            entry.task = None
-            entry.used = True
-            return entry
+            if not entry.stale:
+                self.lent[key] = entry
+                self.acquired += 1
+                entry.task = None
+                entry.used = True
+                return entry
+            self.idle[key] = entry
         self.supply.require_open()
         taken = None if self.waiting else self._take()
         if taken is None:
@@ -206,7 +209,7 @@ class Lender(Generic[T]):
         entry = self.supply.unshelve()
         if entry is None or self.settings.check is None:
             return entry
-        if trio.current_time() - entry.idle_since < self.settings.check_after:
+        if trio.current_time() - entry.idle_since < self.supply.settings.check_after:
             return entry
         self._checks.start(entry)
         return None
@@ -258,6 +261,7 @@ class Lender(Generic[T]):
         try:
             detour = entry.detour or (reporter is not None and reporter.closed)
         except Exception:  # noqa: BLE001 - see Entry.is_closed
+            entry.doom("discarded")
             detour = True
         if self.lent.pop(entry.key, None) is None:
             # Closed while it was lent, and its holder has done nothing wrong.
@@ -273,8 +277,8 @@ class Lender(Generic[T]):
             return
         if self._timed:
             entry.idle_since = now = trio.current_time()
-            if now + self._idle_timeout < self._alarm.at:
-                self._alarm.set(now + self._idle_timeout)
+            if now + self._patience < self._alarm.at:
+                self._alarm.set(now + self._patience)
         self.idle[entry.key] = entry
 
     def throw_away(self, entry: Entry[T]) -> None:
@@ -322,7 +326,7 @@ class Lender(Generic[T]):
         self.grow()
 
     def _place(self, entry: Entry[T]) -> None:
-        if entry.probe is not None and entry.is_dead():
+        if entry.doubtful and entry.is_dead():
             self.supply.retire(entry, "dead")
         else:
             self._offer(entry)
@@ -380,8 +384,11 @@ class Lender(Generic[T]):
 
     def arrived(self, entry: Entry[T]) -> None:
         """Lend or shelve a new connection."""
-        if entry.probe is not None or entry.watched_idle:
+        if entry.doubtful or entry.watched_idle:
             self.plain = False
+        elif entry.aging:
+            self._timed = True
+            self._patience = min(self._patience, self.supply.settings.check_after)
         entry.detour = entry.watched_idle or self.settings.reset is not None
         # Not asked whether it is readable: where the peer speaks first it may well be.
         self._offer(entry)

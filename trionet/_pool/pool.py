@@ -87,8 +87,9 @@ class Pool(Generic[T]):
             lives for 95 to 100 % of it.
           check: looks whether a connection still works, before it is lent: one for which it
             raises, or returns False, is closed. It gets 5 s.
-          check_after: seconds that a connection has to lie idle before it is checked. A check is
-            a round trip, and hardly anything dies within half a second of working.
+          check_after: seconds that a connection has to lie idle before it is checked, and before
+            a socket is looked at for bytes that nobody asked for. A check is a round trip, and
+            hardly anything dies within half a second of working.
           reset: brings a connection that was given back into the state of a new one, before
             anybody else gets it; if it raises, the connection is closed. It gets 5 s.
           close: closes a connection instead of its ``aclose``. It gets 5 s; then ``aclose``, if

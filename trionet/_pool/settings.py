@@ -34,6 +34,7 @@ class SupplySettings(Generic[T]):
     backoff: Backoff
     idle_timeout: float | None
     lifetime: float | None
+    check_after: float
     close: Callable[[T], Awaitable[object]] | None
 
 
@@ -44,7 +45,6 @@ class LenderSettings(Generic[T]):
 
     max_waiting: int | None
     check: Callable[[T], Awaitable[object]] | None
-    check_after: float
     reset: Callable[[T], Awaitable[object]] | None
 
 
@@ -113,9 +113,8 @@ def make_settings(
         backoff=backoff,
         idle_timeout=idle_timeout,
         lifetime=lifetime,
+        check_after=check_after,
         close=close,
     )
-    for_lender = LenderSettings(
-        max_waiting=max_waiting, check=check, check_after=check_after, reset=reset
-    )
+    for_lender = LenderSettings(max_waiting=max_waiting, check=check, reset=reset)
     return for_supply, for_lender

@@ -272,6 +272,9 @@ class Supply(Generic[T]):
             self.retire(entry, "surplus")
         else:
             entry.watch(partial(self._hung_up, entry))
+            if entry.aging and not self.settings.check_after:
+                # Always, that is: it need not be found out by the clock.
+                entry.aging, entry.stale = False, True
             # Now so many are open that one which has been idle for too long may go: look at once.
             self.alarm.set(-math.inf if 0 < self.floor < len(self.live) else entry.expires_at)
             self._owner.arrived(entry)
@@ -286,6 +289,8 @@ class Supply(Generic[T]):
         self.idle[entry.key] = entry
         if self.settings.idle_timeout is not None:
             self.alarm.set(now + self.settings.idle_timeout)
+        if entry.aging:
+            self.alarm.set(now + self.settings.check_after)
         if entry.watched_idle:
             entry.resume_watch(partial(self._hung_up, entry))
 
@@ -296,9 +301,11 @@ class Supply(Generic[T]):
         """
         while self.idle:
             entry = next(reversed(self.idle.values()))
-            if entry.probe is not None and entry.is_dead():
+            if entry.doubtful and entry.is_dead():
                 self.retire(entry, "dead")
                 continue
+            if entry.aging:
+                entry.stale = False
             del self.idle[entry.key]
             if entry.watched_idle:
                 entry.stop_watch()
@@ -434,6 +441,7 @@ class Supply(Generic[T]):
                 self.retire(entry, "lifetime")
             else:
                 entry.doom("lifetime")
+        due = min(due, self._age(now))
         timeout = self.settings.idle_timeout
         while timeout is not None and self.idle and len(self.live) > self.floor:
             oldest = next(iter(self.idle.values()))
@@ -443,6 +451,16 @@ class Supply(Generic[T]):
             self.retire(oldest, "idle")
         self._owner.grow()
         return due
+
+    def _age(self, now: float) -> float:
+        """Find what has become stale; return when the next one does."""
+        for entry in self.idle.values():
+            if entry.aging and not entry.stale:
+                at = entry.idle_since + self.settings.check_after
+                if at > now:
+                    return at
+                entry.stale = True
+        return math.inf
 
     # Waiting for a change
 
