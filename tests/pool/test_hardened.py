@@ -141,6 +141,42 @@ async def test_a_property_that_raises_costs_a_connection_and_not_the_pool() -> N
         assert pool.statistics().size == 0
 
 
+@pytest.mark.parametrize("how", ["lease", "put"])
+async def test_a_property_that_raises_when_it_comes_back_closes_that_one(how: str) -> None:
+    class Moody(FakeConnection):
+        mood = 0
+
+        @property
+        def closed(self) -> bool:
+            if self.mood == 1:
+                self.mood = 0
+                raise RuntimeError("not now")
+            return self.mood == 2
+
+        @closed.setter
+        def closed(self, value: bool) -> None:
+            self.mood = 2 if value else 0
+
+    peer = FakePeer()
+
+    async def moody() -> Moody:
+        return Moody(peer, (await peer.connect()).number)
+
+    async with Pool(moody, max_size=1) as pool:
+        if how == "lease":
+            async with pool.acquire() as first:
+                first.mood = 1
+        else:
+            first = await pool.get()
+            first.mood = 1
+            pool.put(first)
+        async with pool.acquire() as second:
+            assert second is not first
+        assert first.mood == 2
+        assert pool.statistics().reasons == {"discarded": 1}
+        assert pool.statistics().size == 1
+
+
 async def test_slots_go_to_the_first_not_provided_for(autojump_clock: MockClock) -> None:
     served = []
 

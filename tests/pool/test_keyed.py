@@ -16,6 +16,7 @@ from trionet import (
     Backoff,
     KeyedPool,
     LeaseError,
+    Pool,
     PoolClosedError,
     PoolConnectError,
     PoolFullError,
@@ -222,6 +223,54 @@ async def test_max_waiting_counts_all_keys(autojump_clock: MockClock) -> None:
             await wait_all_tasks_blocked()
         with pytest.raises(PoolFullError, match="2 tasks wait"):
             await hold(pool, "d", 0)
+
+
+@pytest.mark.parametrize(("total", "per_key"), [(2, 2), (9, 1)])
+async def test_tasks_that_wait_in_each_other_s_way_are_warned_of(
+    total: int, per_key: int, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    # With room for two, each waits for the other's; with one for each key, for its own.
+    pool = KeyedPool(Peers().connect, max_total=total, max_per_key=per_key)
+
+    async def nest(first: str, second: str) -> None:
+        async with pool.acquire(first):
+            await trio.sleep(1)
+            with pytest.raises(PoolTimeoutError):
+                await pool.acquire(second, timeout=5).__aenter__()
+
+    async with pool, trio.open_nursery() as nursery:
+        if total == 2:
+            nursery.start_soon(nest, "a", "b")
+            nursery.start_soon(nest, "b", "a")
+        else:
+            nursery.start_soon(nest, "a", "a")
+
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"all {min(total, per_key)} connections are lent to tasks that wait" in caplog.text
+
+
+async def test_keys_that_are_busy_are_not_mistaken_for_a_deadlock(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    pool = KeyedPool(Peers().connect, max_total=2, max_per_key=2)
+    async with pool, trio.open_nursery() as nursery:
+        for key in "abcabc":
+            nursery.start_soon(hold, pool, key, 1)
+
+    assert not caplog.records
+
+
+async def test_a_leak_is_reported_whatever_its_key(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pool, "report_leaks", True)
+    async with KeyedPool(Peers().connect, max_total=2, max_per_key=2) as pool:
+        for key in ("a", "b"):
+            await pool.acquire(key).__aenter__()
+        await pool.drain(0)
+
+    assert caplog.text.count("was never given back") == 2
+    assert caplog.text.count("await pool.acquire(key).__aenter__()") == 2
 
 
 async def test_expire_is_for_one_key_or_for_all(autojump_clock: MockClock) -> None:

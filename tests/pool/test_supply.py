@@ -96,6 +96,23 @@ async def test_a_waiter_is_told_after_as_many_attempts_as_asked_for(
         assert peer.dialled_at == [0, 1, 3]
 
 
+async def test_whoever_comes_after_a_failure_has_all_attempts_before_it_is_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    peer = FakePeer()
+    peer.fail = OSError("refused")
+    backoff = Backoff(first=1, factor=2, maximum=10, jitter=0, attempts=3)
+    async with Pool(peer.connect, max_size=3, backoff=backoff) as pool:
+        with pytest.raises(PoolTimeoutError):
+            await pool.get(timeout=1.5)
+        # The pause after the second failure ends at 3 with nobody there.
+        await trio.sleep_until(5)
+        with pytest.raises(PoolConnectError, match="3 times in a row"):
+            await pool.get()
+
+        assert peer.dialled_at == [0, 1, 5, 6, 8]
+
+
 async def test_without_a_limit_it_tries_until_it_works(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
