@@ -95,7 +95,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("_mux", ("driver", "stream", "listener", "session")),
     ("testing", ("trace", "_run")),
-    ("integrations", ("httpx", "_to_anyio", "anyio")),
+    ("integrations", ("httpx", "_to_anyio", "anyio", "prometheus")),
     ("top", ("__init__", "pytest_plugin")),
 )
 # Beside each other, and blind to each other.

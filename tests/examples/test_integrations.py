@@ -11,6 +11,12 @@ import pytest
 HERE = Path(__file__).parents[2]
 
 PRINTED = {
+    "metrics": (
+        'trionet_server_connections_accepted_total{server="echo"} 2.0\n'
+        'trionet_server_connections_active{server="echo"} 2.0\n'
+        'trionet_pool_connections{pool="clients",state="idle"} 2.0\n'
+        'trionet_pool_leases_total{pool="clients"} 5.0\n'
+    ),
     "anyio_lines": "to be or not to be: 6 words\nthat is the question: 4 words\n",
 }
 
