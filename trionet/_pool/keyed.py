@@ -132,7 +132,7 @@ class _Group(Generic[K, T]):
             lease.arrived = next(self._arrivals)
         self._hungry[lender] = None
 
-    def left(self, lender: Lender[Any], /) -> None:
+    def left(self, lender: Lender[Any], _lease: Lease[Any], /) -> None:
         """Forget the lender if nobody else waits and nothing is there."""
         self._tidy(lender)
 

@@ -77,8 +77,8 @@ class Group(Protocol):
     def current(self, lender: Lender[Any], /) -> Lender[Any]:
         """Return the lender to ask instead of ``lender``, which may have been forgotten."""
 
-    def left(self, lender: Lender[Any], /) -> None:
-        """Take notice that somebody was cancelled while waiting at ``lender``."""
+    def left(self, lender: Lender[Any], lease: Lease[Any], /) -> None:
+        """Take notice that ``lease`` is not waited for any more at ``lender``: a cancellation."""
 
 
 @final
@@ -226,7 +226,7 @@ class Lender(Generic[T]):
         limit = self.settings.max_waiting
         if limit is not None and len(self.crowd) >= limit and not first:
             if self.group is not None:
-                self.group.left(self)
+                self.group.left(self, lease)
             raise PoolFullError(f"{len(self.crowd)} tasks wait already; max_waiting is {limit}")
         task = current_task()
         if not self._warned:
@@ -400,7 +400,22 @@ class Lender(Generic[T]):
         if self.waiting:
             self.queue.fail(self.queue.oldest, connect_error(error, attempts))
 
+    def hung_up(self, entry: Entry[T]) -> None:
+        """Close a connection whose peer has gone: now, or when it comes back."""
+        if entry.key in self.idle:
+            self.supply.retire(entry, "dead")
+            self.grow()
+        else:
+            entry.doom("dead")
+
+    def retired(self, entry: Entry[T], reason: str) -> None:
+        """Do nothing: the supply counts for both."""
+
     # The end
+
+    def sweep(self, now: float) -> float:
+        """Do what is due at ``now``; return when something is due next."""
+        return self.supply.sweep(now)
 
     def stop(self) -> None:
         """Lend nothing any more; close what is not lent."""

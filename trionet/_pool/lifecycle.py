@@ -1,11 +1,11 @@
-"""What a pool's block owns: a nursery, the one task that keeps time, and the end of it all."""
+"""What a block owns: a nursery, the one task that keeps time, and the end of it all."""
 
 from __future__ import annotations
 
 import math
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import trio
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from types import TracebackType
 
-    from .lender import Lender
+    from .supply import Supply
 
-__all__ = ("Lifecycle",)
+__all__ = ("Lifecycle", "Tenant")
 
 _open: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
 
@@ -34,6 +34,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+class Tenant(Protocol):
+    """Whoever lends the connections of one supply, as far as the block has to do with it."""
+
+    supply: Supply[Any]
+
+    def sweep(self, now: float, /) -> float:
+        """Do what is due at ``now``; return when something is due next."""
+
+    def stop(self) -> None:
+        """Lend nothing any more; close what is not lent."""
+
+    def disown(self) -> None:
+        """Be closed, in a forked child, where everything belongs to the parent."""
+
+    def report_lent(self, what: str = ..., /) -> None:
+        """Say what has not been given back, if that is asked for."""
+
+
 @final
 class Lifecycle:
     """The lifetime of one lender, or of several.
@@ -43,9 +61,22 @@ class Lifecycle:
       closed: whether `drain` was called, or the block was left.
     """
 
-    def __init__(self, lenders: Callable[[], Collection[Lender[Any]]]) -> None:
-        """Prepare, for the lenders that ``lenders()`` lists at any time."""
+    def __init__(
+        self,
+        lenders: Callable[[], Collection[Tenant]],
+        *,
+        what: str = "a pool",
+        grace: float | None = None,
+    ) -> None:
+        """Prepare, for the lenders that ``lenders()`` lists at any time.
+
+        Args:
+          what: whose block it is, for an error.
+          grace: seconds that the normal end of the block waits for what is lent; None: no limit.
+        """
         self._lenders = lenders
+        self._what = what
+        self._grace = grace
         self._manager: Any = None
         self._nursery: trio.Nursery | None = None
         self._entered = False
@@ -53,7 +84,7 @@ class Lifecycle:
         self.alarm = Alarm(self._sweep)
 
     def _sweep(self, now: float) -> float:
-        return min((lender.supply.sweep(now) for lender in list(self._lenders())), default=math.inf)
+        return min((lender.sweep(now) for lender in list(self._lenders())), default=math.inf)
 
     async def enter(self) -> trio.Nursery:
         """Open the nursery and start keeping time.
@@ -64,7 +95,7 @@ class Lifecycle:
         If cancelled, nothing is open.
         """
         if self._entered:
-            raise RuntimeError("a pool cannot be entered a second time")
+            raise RuntimeError(f"{self._what} cannot be entered a second time")
         self._entered = True
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
@@ -95,7 +126,7 @@ class Lifecycle:
         assert self._nursery is not None
         interrupted: BaseException | None = None
         try:
-            await self.drain(None if exception is None else 0)
+            await self.drain(self._grace if exception is None else 0)
         except BaseException as interruption:  # noqa: BLE001 - passed on to the nursery, below
             for lender in list(self._lenders()):
                 lender.report_lent()

@@ -9,6 +9,8 @@ then is not decided here but by the owner, a queue in front of this supply:
 - ``owner.arrived(entry)``: a new connection is there; lend or `shelve` it.
 - ``owner.grow()``: a slot, a pause or a connection has gone; start the dials that are wanted.
 - ``owner.failed(error, attempts)``: dialling failed as often as the backoff allows.
+- ``owner.hung_up(entry)``: the peer of a connection that is watched has gone.
+- ``owner.retired(entry, reason)``: a connection is being closed.
 
 Three kinds of task run, all in the owner's nursery: one for each dial, one for each close, and
 the one of the `Alarm`, which calls `sweep`. Everything else is synchronous.
@@ -67,6 +69,12 @@ class Owner(Protocol[T]):
     def wanted_dials(self) -> int:
         """How many dials should run now that do not."""
 
+    def hung_up(self, entry: Entry[T], /) -> None:
+        """Take notice that the peer of ``entry`` has gone; may come more than once."""
+
+    def retired(self, entry: Entry[T], reason: str, /) -> None:
+        """Take notice that ``entry`` is open no more."""
+
 
 @final
 class Budget:
@@ -103,7 +111,7 @@ class Supply(Generic[T]):
 
     def __init__(
         self,
-        connect: Callable[[], Awaitable[T]],
+        connect: Callable[[], Awaitable[T]] | None,
         settings: SupplySettings[T],
         *,
         limit: int,
@@ -114,6 +122,7 @@ class Supply(Generic[T]):
         """Make a supply that has nothing yet; `open` it before anything else.
 
         Args:
+          connect: makes a connection; None: there are those only that it is made to `adopt`.
           alarm: rings `sweep`.
           budget: slots that all of this supply's are taken from as well.
         """
@@ -169,15 +178,23 @@ class Supply(Generic[T]):
 
         None either before the block, or after the end. What is left of the budget is not looked at.
         """
-        if self.retry.resting or self.closed or self._nursery is None:
+        if self.retry.resting or self.closed or self._nursery is None or self._connect is None:
             return 0
         return self.limit - self.size
 
+    def adopt(self, resource: T) -> Entry[T]:
+        """Take a slot for a connection that somebody else has made, and which is none of ours yet.
+
+        Raises whatever its properties raise; then nothing was taken.
+        """
+        entry = Entry(resource, trio.current_time())
+        self._take_slot()
+        self._welcome(entry)
+        return entry
+
     def dial(self) -> None:
         """Take a slot and start connecting, in the context of whoever calls."""
-        self.size += 1
-        if self.budget is not None:
-            self.budget.taken += 1
+        self._take_slot()
         timeout = self.settings.connect_timeout
         scope = trio.CancelScope()
         if timeout is not None:
@@ -204,6 +221,7 @@ class Supply(Generic[T]):
 
     @enable_ki_protection
     async def _dial(self, scope: trio.CancelScope, generation: int, tries: int) -> None:
+        assert self._connect is not None
         connected = False
         try:
             made = await attempt(self._connect, scope=scope, what="connecting")
@@ -223,9 +241,13 @@ class Supply(Generic[T]):
             self._dial_succeeded(made.unwrap(), generation)
         self._owner.grow()
 
-    async def _inspect(self, resource: T) -> outcome.Outcome[Entry[T]]:
+    def knows(self, resource: T) -> bool:
+        """Whether ``resource`` is a connection of this supply, or was and is not closed yet."""
         key = id(resource)
-        if key in self.live or key in self.closing or key in self.seized:
+        return key in self.live or key in self.closing or key in self.seized
+
+    async def _inspect(self, resource: T) -> outcome.Outcome[Entry[T]]:
+        if self.knows(resource):
             return outcome.Error(ValueError(f"connect returned {resource!r} a second time"))
         try:
             if self.settings.close is None and not callable(getattr(resource, "aclose", None)):
@@ -263,22 +285,25 @@ class Supply(Generic[T]):
         if lifetime is not None:
             part = 1 - random.uniform(0, LIFETIME_JITTER)  # noqa: S311 - not a secret
             entry.expires_at = trio.current_time() + lifetime * part
+        if not self.closed and generation == self._generation and self.surplus() <= 0:
+            self._welcome(entry)
+            return
         self.live[entry.key] = entry
         if self.closed:
             self.retire(entry, "closed")
-        elif generation != self._generation:
-            self.retire(entry, "expired")
-        elif self.surplus() > 0:
-            self.retire(entry, "surplus")
         else:
-            entry.watch(partial(self._hung_up, entry))
-            if entry.aging and not self.settings.check_after:
-                # Always, that is: it need not be found out by the clock.
-                entry.aging, entry.stale = False, True
-            # Now so many are open that one which has been idle for too long may go: look at once.
-            self.alarm.set(-math.inf if 0 < self.floor < len(self.live) else entry.expires_at)
-            self._owner.arrived(entry)
-            self.changed()
+            self.retire(entry, "surplus" if generation == self._generation else "expired")
+
+    def _welcome(self, entry: Entry[T]) -> None:
+        self.live[entry.key] = entry
+        entry.watch(partial(self._hung_up, entry))
+        if entry.aging and not self.settings.check_after:
+            # Always, that is: it need not be found out by the clock.
+            entry.aging, entry.stale = False, True
+        # Now so many are open that one which has been idle for too long may go: look at once.
+        self.alarm.set(-math.inf if 0 < self.floor < len(self.live) else entry.expires_at)
+        self._owner.arrived(entry)
+        self.changed()
 
     # The shelf
 
@@ -304,20 +329,21 @@ class Supply(Generic[T]):
             if entry.doubtful and entry.is_dead():
                 self.retire(entry, "dead")
                 continue
-            if entry.aging:
-                entry.stale = False
-            del self.idle[entry.key]
-            if entry.watched_idle:
-                entry.stop_watch()
+            self.take(entry)
             return entry
         return None
 
+    def take(self, entry: Entry[T]) -> None:
+        """Take one connection off the shelf."""
+        if entry.aging:
+            entry.stale = False
+        del self.idle[entry.key]
+        if entry.watched_idle:
+            entry.stop_watch()
+
     def _hung_up(self, entry: Entry[T]) -> None:
-        if entry.key in self.idle:
-            self.retire(entry, "dead")
-            self._owner.grow()
-        elif entry.key in self.live:
-            entry.doom("dead")
+        if entry.key in self.live:
+            self._owner.hung_up(entry)
 
     # Ends
 
@@ -344,6 +370,7 @@ class Supply(Generic[T]):
         if self.budget is not None:
             self.budget.closing += 1
         self.start(self._close, entry, scope)
+        self._owner.retired(entry, reason)
         self.changed()
         return scope
 
@@ -373,6 +400,11 @@ class Supply(Generic[T]):
                 self._free_slot()
         if not disowned:
             self._owner.grow()
+
+    def _take_slot(self) -> None:
+        self.size += 1
+        if self.budget is not None:
+            self.budget.taken += 1
 
     def _free_slot(self) -> None:
         self.size -= 1

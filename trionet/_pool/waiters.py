@@ -41,13 +41,13 @@ class WaitQueue(Generic[WantT]):
         self,
         *,
         everyone: OrderedDict[Task, WantT] | None = None,
-        left: Callable[[], object] | None = None,
+        left: Callable[[WantT], object] | None = None,
     ) -> None:
         """Make an empty queue.
 
         Args:
           everyone: one dictionary shared by several queues, which lists all their waiters.
-          left: called once a waiter has been cancelled, after it is out of the queue.
+          left: called with what a waiter wanted once it has been cancelled and is out of the queue.
         """
         self.tasks: OrderedDict[Task, WantT] = OrderedDict()
         self.everyone: Final = everyone
@@ -89,10 +89,10 @@ class WaitQueue(Generic[WantT]):
         """
 
         def abort(_: object) -> Abort:
-            self._remove(task)
+            want = self._remove(task)
             self.gave_up += 1
             if self._left is not None:
-                self._left()
+                self._left(want)
             return Abort.SUCCEEDED
 
         return wait_task_rescheduled(abort)  # noqa: ASYNC105 - whoever called awaits it
@@ -112,7 +112,7 @@ class WaitQueue(Generic[WantT]):
         while self.tasks:
             self.fail(self.oldest, make_error())
 
-    def _remove(self, task: Task) -> None:
-        del self.tasks[task]
+    def _remove(self, task: Task) -> WantT:
         if self.everyone is not None:
             del self.everyone[task]
+        return self.tasks.pop(task)
