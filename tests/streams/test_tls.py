@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import socket
@@ -137,6 +138,24 @@ async def test_a_failed_handshake_breaks_both_tasks_and_every_later_call(
         await expect_broken(stream.wait_send_all_might_not_block)
     assert len(broken) == 4
     await stream.aclose()
+
+
+async def test_a_connection_reset_before_the_handshake_leaves_no_descriptor_open(
+    certificates: Certificates,
+) -> None:
+    """The standard library forgets the one that it had taken over: filterwarnings sees that."""
+    (listener,) = await trionet.listen("tcp", "127.0.0.1:0")
+    client = await trionet.dial(
+        "tcp", str(listener.address), ssl_context=certificates.client, server_hostname="localhost"
+    )
+    await listener.aclose()
+
+    with trio.fail_after(5):
+        for _ in range(2):
+            with pytest.raises(trio.BrokenResourceError):
+                await client.do_handshake()
+    await client.aclose()
+    gc.collect()
 
 
 async def test_a_wrong_certificate_fails_on_the_clients_side(certificates: Certificates) -> None:

@@ -13,6 +13,8 @@ a send was cancelled, is kept and goes first the next time, so that the records 
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, final
@@ -116,6 +118,11 @@ class DescriptorEngine:
         server_side: bool,
         server_hostname: str | None,
     ) -> None:
+        # wrap_socket() finds a reset, too, but only once it has taken over the descriptor, which it
+        # then forgets to close.
+        error = owner.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
         # What waits for the descriptor from now on is another object.
         readiness.forget(owner.socket)
         sock = ssl_context.wrap_socket(
