@@ -94,7 +94,18 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     ("_mux", ("driver", "stream", "listener", "session")),
-    ("testing", ("trace", "_run")),
+    (
+        "testing",
+        (
+            "checking",
+            "stream_rules",
+            "listener_rules",
+            "trionet_rules",
+            "conformance",
+            "trace",
+            "_run",
+        ),
+    ),
     ("integrations", ("httpx", "_to_anyio", "anyio", "prometheus")),
     ("top", ("__init__", "pytest_plugin")),
 )
