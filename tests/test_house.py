@@ -106,7 +106,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "_run",
         ),
     ),
-    ("integrations", ("httpx", "_to_anyio", "anyio", "prometheus")),
+    ("integrations", ("httpx", "_to_anyio", "anyio", "prometheus", "websocket")),
     ("top", ("__init__", "pytest_plugin")),
 )
 # Beside each other, and blind to each other.

@@ -11,6 +11,7 @@ import pytest
 HERE = Path(__file__).parents[2]
 
 PRINTED = {
+    "websocket_chat": "ann: hello bob\nann: are you there?\nclosed: 1001 the server drains\n",
     "metrics": (
         'trionet_server_connections_accepted_total{server="echo"} 2.0\n'
         'trionet_server_connections_active{server="echo"} 2.0\n'
