@@ -1,0 +1,283 @@
+"""What watches a simulated run: its steps, and whether anything can still happen.
+
+How this works. An instrument counts how often a task became runnable and how often one was
+stepped: where both are equal before a wait for I/O, nobody is runnable, and the clock is about to
+jump. That is the moment to look, before it does. Then:
+
+- a task that waits for a real descriptor can only be passed by: `EscapeError`;
+- while a thread works, the jump is put off. By then trio has decided on it for this pass, unless
+  a task is runnable; so the guard, a system task, is woken, and has the clock jump only after
+  some real seconds of waiting: `OutrunError` if they pass;
+- with no deadline pending and no thread at work, some passes more and it is a `Deadlock`. More,
+  because a callback may be on its way in from a thread that trio does not count; the guard gives
+  those some real seconds, too, if any were started.
+
+An instrument must not raise. It cancels the run's main scope instead, and whoever runs the run
+asks for `problem` afterwards. A task may be shielded from that cancellation: if nothing can happen
+even then, the tasks at the ends of the tree are woken with the problem itself, until all are gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import threading
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final, final
+
+import outcome
+import trio
+import trio.testing
+
+from .._streams import readiness
+from .problems import Deadlock, EscapeError, OutrunError, SimulationError, TimeLimitError
+from .task_tree import children_of, task_tree, walk_tasks
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+__all__ = ("PATIENCE", "Watch")
+
+# Real seconds that virtual time stands still for a thread. Files and name lookups take less.
+PATIENCE: Final = 5.0
+# Passes without a step after which nothing is expected to come: about a millisecond.
+IDLE_PASSES: Final = 50
+# Virtual seconds that shielded clean-up may take once the run is over: more than any timeout in it.
+CLEAN_UP: Final = 3600.0
+# Steps are hashed that many at a time.
+_BATCH: Final = 4096
+# trio's own task for callbacks from threads and signal handlers, which come when they like.
+_CALLBACKS: Final = "<TrioToken.run_sync_soon task>"
+_GUARD: Final = "<trionet.testing.simulate guard>"
+_DEADLOCK: Final = "nothing can happen any more: every task waits, and no deadline is pending"
+_WAITING: Final[CodeType] = trio.lowlevel.wait_task_rescheduled.__code__
+_IN_THREAD: Final[CodeType] = inspect.unwrap(trio.to_thread.run_sync).__code__
+INFINITY: Final = float("inf")
+
+
+@final
+class Watch(trio.abc.Instrument):
+    """Watches one run."""
+
+    def __init__(self, clock: trio.testing.MockClock, *, time_limit: float | None) -> None:
+        self.problem: SimulationError | None = None
+        self.steps: int = 0
+        self.time: float = 0.0
+        self._clock = clock
+        self._time_limit = time_limit
+        self._scope: trio.CancelScope | None = None
+        self._main: trio.lowlevel.Task | None = None
+        self._name = ""
+        # Without the callbacks and the guard, whose steps depend on the real world.
+        self._numbers: dict[trio.lowlevel.Task, int] = {}
+        self._spawned = 0
+        self._hash = hashlib.sha256()
+        self._batch: list[int] = []
+        self._scheduled = 0
+        self._stepped = 0
+        self._idle = 0
+        # The guard while it is parked, and None while it is runnable.
+        self._guard: trio.lowlevel.Task | None = None
+        self._holding = False
+        self._since = 0.0
+        self._ends = INFINITY
+        self._threads = frozenset(threading.enumerate())
+
+    # For whoever runs the run
+
+    def begin(self, scope: trio.CancelScope, name: str) -> None:
+        """Watch over the calling task, which is in ``scope``; call it ``name`` in reports."""
+        self._scope = scope
+        self._name = name
+        self._main = trio.lowlevel.current_task()
+        trio.lowlevel.spawn_system_task(self._guard_clock, name=_GUARD)
+
+    def restart(self) -> None:
+        """Count and hash steps from here on only."""
+        self._hash = hashlib.sha256()
+        self._batch.clear()
+        self.steps = 0
+
+    def digest(self) -> str:
+        """Return what two runs have in common if the same tasks ran in the same order."""
+        self._flush()
+        return self._hash.hexdigest()
+
+    def _flush(self) -> None:
+        self._hash.update((" ".join(map(str, self._batch)) + "\n").encode())
+        self._batch.clear()
+
+    # trio calls these
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        """Give ``task`` a number."""
+        if task.name not in {_CALLBACKS, _GUARD}:
+            self._spawned += 1
+            self._numbers[task] = self._spawned
+
+    def task_exited(self, task: trio.lowlevel.Task) -> None:
+        """Forget ``task``."""
+        self._numbers.pop(task, None)
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - trio's signature
+        """Count."""
+        self._scheduled += 1
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Take the step down."""
+        self._stepped += 1
+        number = self._numbers.get(task)
+        if number is not None:
+            self._idle = 0
+            self.steps += 1
+            self._batch.append(number)
+            if len(self._batch) >= _BATCH:
+                self._flush()
+        elif task.name == _CALLBACKS:
+            self._idle = 0
+
+    def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's signature
+        """See whether the clock is about to jump, and whether it may."""
+        if self._scheduled == self._stepped and self._scope is not None:
+            self._look()
+
+    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's signature
+        """Let the clock go on once the threads have, or end the run if they do not."""
+        if not self._holding:
+            return
+        if self._scheduled - self._stepped > (self._guard is None):
+            self._let_go()
+        elif perf_counter() - self._since >= PATIENCE:
+            self._since = perf_counter()
+            if trio.lowlevel.current_statistics().seconds_to_next_deadline < INFINITY:
+                self._stop(
+                    OutrunError,
+                    f"a thread has been running for {PATIENCE:g} real seconds, and virtual time "
+                    "would pass it by",
+                )
+            elif not self._thread_at_work():
+                self._let_go()
+                self._stop(Deadlock, _DEADLOCK)
+
+    # Judging
+
+    def _look(self) -> None:
+        now = self._clock.current_time()
+        if now != self.time:
+            self.time = now
+            self._flush()
+            self._hash.update(f"{now!r}\n".encode())
+        statistics = trio.lowlevel.current_statistics()
+        if self.problem is None and _escapes(statistics.io_statistics):
+            self._stop(
+                EscapeError,
+                "a task waits for a socket or a pipe of the real operating system, which virtual "
+                "time would pass by",
+            )
+        elif self.problem is None and self._time_limit is not None and now > self._time_limit:
+            self._stop(
+                TimeLimitError, f"the run takes more than {self._time_limit:g} virtual seconds"
+            )
+        elif self._thread_at_work():
+            self._hold_on()
+        elif statistics.seconds_to_next_deadline == INFINITY:
+            self._idle += 1
+            if self._idle > IDLE_PASSES:
+                self._judge_idleness()
+        elif now > self._ends:
+            self._insist()
+
+    def _judge_idleness(self) -> None:
+        if self.problem is not None:
+            self._idle = 0
+            self._insist()
+        elif self._strange_threads():
+            self._hold_on()
+        else:
+            self._stop(Deadlock, _DEADLOCK)
+
+    def _thread_at_work(self) -> bool:
+        """Say whether a thread of trio's is doing anything but to wait for a task."""
+        active = trio.testing.active_thread_count()
+        if not active:
+            return False
+        served = 0
+        for task in walk_tasks(_root()):
+            frames = [frame.f_code for frame, _ in task.iter_await_frames()]
+            if _IN_THREAD in frames:
+                inside = frames[frames.index(_IN_THREAD) + 1 :]
+                served += bool(inside) and inside[0] is not _WAITING
+        return active > served
+
+    def _strange_threads(self) -> list[threading.Thread]:
+        return [
+            thread
+            for thread in threading.enumerate()
+            if thread not in self._threads and not thread.name.startswith("Trio thread ")
+        ]
+
+    # Putting the jump off
+
+    async def _guard_clock(self) -> None:
+        def abort(_: object) -> trio.lowlevel.Abort:
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        while True:
+            self._guard = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(abort)
+            if self._holding:
+                self._clock.autojump_threshold = PATIENCE
+
+    def _hold_on(self) -> None:
+        self._since = perf_counter()
+        if not self._holding and self._guard is not None:
+            self._holding = True
+            guard, self._guard = self._guard, None
+            trio.lowlevel.reschedule(guard)
+
+    def _let_go(self) -> None:
+        self._holding = False
+        self._clock.autojump_threshold = 0
+
+    # Ending the run
+
+    def _stop(self, kind: type[SimulationError], text: str) -> None:
+        assert self._scope is not None
+        assert self._main is not None
+        numbers = self._numbers
+        parts = [
+            f"{text} (virtual time {self.time:g} s)",
+            task_tree(self._main, self._name, order=lambda task: numbers.get(task, 0)),
+        ]
+        strange = ", ".join(thread.name for thread in self._strange_threads())
+        if strange:
+            parts.append(f"Threads started meanwhile, which trio may not know of: {strange}")
+        self.problem = kind("\n".join(parts))
+        self._ends = self.time + CLEAN_UP
+        self._scope.cancel()
+
+    def _insist(self) -> None:
+        assert self._main is not None
+        assert self.problem is not None
+        for task in list(walk_tasks(self._main)):
+            if not children_of(task):
+                # Its own: a traceback belongs to one place.
+                again = type(self.problem)(str(self.problem))
+                trio.lowlevel.reschedule(task, outcome.Error(again))
+
+
+def _escapes(io_statistics: Any) -> bool:
+    # `tasks_waiting` is kqueue's; the other two are of epoll and Windows.
+    waiting = sum(
+        getattr(io_statistics, name, 0)
+        for name in ("tasks_waiting", "tasks_waiting_read", "tasks_waiting_write")
+    )
+    # One is trio's own: the task for callbacks, which is not runnable, waits for its pipe.
+    hubs, through_hubs = readiness.waits()
+    return waiting - 1 - hubs + through_hubs > 0
+
+
+def _root() -> trio.lowlevel.Task:
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    return root
