@@ -332,3 +332,23 @@ def test_any_pieces_arrive_in_order_whatever_the_reads(
         return bytes(received)
 
     assert trio.run(main) == b"".join(sends)
+
+
+async def test_a_receiver_may_wait_again_before_the_sender_it_woke_has_run() -> None:
+    # Which of the two runs first is trio's coin: thirty tosses.
+    for _ in range(30):
+        pipe = Pipe(1)
+        await pipe.send(b"x")
+
+        async def receive_twice() -> None:
+            assert await pipe.receive() == b"x"
+            assert await pipe.receive() == b"y"
+
+        async def wait_then_send() -> None:
+            await pipe.wait_room()
+            await pipe.send(b"y")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_then_send)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(receive_twice)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from operator import index
-from typing import Final, final
+from typing import Final
 
 import outcome
 import trio
@@ -38,7 +38,6 @@ __all__ = ("Pipe",)
 JOIN_SIZE: Final = 65536
 
 
-@final
 class Pipe:
     """Bytes from one task to another.
 
@@ -207,14 +206,15 @@ class Pipe:
                 if self.unread:
                     data = self._take(max_bytes)
                 elif self.broken:
-                    raise trio.BrokenResourceError("the connection was reset")
+                    raise self._broken_error()
                 else:
                     data = b""
                 await cancel_shielded_checkpoint()
                 return data
             self._receiver = current_task()
             self._receive_limit = max_bytes
-            if self._wants_room:
+            if self._wants_room and self._sender is not None:
+                # It may have been woken already, and not have run since.
                 self._wake_sender()
             received: bytes = await wait_task_rescheduled(self._abort_receive)
             return received
@@ -246,17 +246,20 @@ class Pipe:
             return
         self.broken = True
         self._drop()
-        self._fail_sender(trio.BrokenResourceError("the connection was reset"))
+        self._fail_sender(self._broken_error())
         if self._receiver is not None:
-            self._wake_receiver(outcome.Error(trio.BrokenResourceError("the connection was reset")))
+            self._wake_receiver(outcome.Error(self._broken_error()))
 
     # Inside
+
+    def _broken_error(self) -> trio.BrokenResourceError:
+        return trio.BrokenResourceError("the connection was reset")
 
     def _send_error(self) -> Exception:
         if self.send_closed:
             return trio.ClosedResourceError("this stream is closed for sending")
         if self.broken:
-            return trio.BrokenResourceError("the connection was reset")
+            return self._broken_error()
         return trio.BrokenResourceError("the peer has closed the connection")
 
     def _take(self, limit: int | None) -> bytes:
