@@ -38,6 +38,10 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "pipe",
             "segment",
+            "timeline",
+            "line",
+            "inbox",
+            "wire",
             "poller",
             "readiness",
             "memory",

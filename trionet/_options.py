@@ -178,12 +178,18 @@ class MemoryOptions:
     Attributes:
       buffer_size: bytes each direction holds before ``send_all`` waits. 65 536 by default, which
         is about what a kernel socket buffer starts with.
+      link: what lies between the two ends, a test's slow network say. None, as by default, is
+        nothing at all. With one, ``buffer_size`` holds at each end: what the sender's does is
+        counted until the receiver's end has acknowledged it; and a connection takes a round trip.
     """
 
     buffer_size: int = 65536
+    link: Link | None = None
 
     def __post_init__(self) -> None:
         _require_int(self, "buffer_size", self.buffer_size, minimum=1)
+        if self.link is not None and not isinstance(self.link, Link):
+            raise TypeError(f"MemoryOptions.link must be a Link, got {self.link!r}")
 
 
 @final

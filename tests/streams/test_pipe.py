@@ -340,11 +340,11 @@ async def test_a_receiver_may_wait_again_before_the_sender_it_woke_has_run() -> 
         pipe = Pipe(1)
         await pipe.send(b"x")
 
-        async def receive_twice() -> None:
+        async def receive_twice(pipe: Pipe = pipe) -> None:
             assert await pipe.receive() == b"x"
             assert await pipe.receive() == b"y"
 
-        async def wait_then_send() -> None:
+        async def wait_then_send(pipe: Pipe = pipe) -> None:
             await pipe.wait_room()
             await pipe.send(b"y")
 

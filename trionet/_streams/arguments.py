@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from .. import abc
 
 __all__ = (
-    "buffer_size",
     "check_backlog",
     "check_preface",
     "check_tls",
     "is_mapped_socket",
+    "memory_options",
     "parse_dialled",
     "prefaced",
     "secured",
@@ -115,17 +115,17 @@ def socket_options(target: Address, options: object) -> SocketOptions:
     return options
 
 
-def buffer_size(network: str, real: str, options: object) -> int:
-    """Return how much each direction of a memory connection holds."""
+def memory_options(network: str, real: str, options: object) -> MemoryOptions | None:
+    """Return how memory connections behave; None for ``memu``, which has nothing to set."""
     if isinstance(options, MemoryOptions):
         if real == "memu":
             wrong_options("memu", options, "it has no buffer to set")
-        return options.buffer_size
+        return options
     if options is not None and not is_mapped_socket(network, real, options):
         wrong_options(
             real, options, "it takes a MemoryOptions" if real == "memb" else "it has none"
         )
-    return MemoryOptions().buffer_size if real == "memb" else 0
+    return MemoryOptions() if real == "memb" else None
 
 
 def is_mapped_socket(network: str, real: str, options: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -20,10 +21,17 @@ from trio.lowlevel import (
 
 from .._address import Address, printable
 from ..abc import Listener, Stream
+from .line import RETRIES_SYN, RTO_FIRST_SYN, Line
 from .pipe import Pipe
+from .segment import Endpoint
+from .timeline import current_timeline, random_root
+from .wire import End as WireEnd
+from .wire import join
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from .._options import Link, MemoryOptions
 
 __all__ = ("BACKLOG", "MemoryListener", "MemoryStream", "memory_stream_pair", "refused")
 
@@ -44,13 +52,16 @@ class MemoryStream(Stream, trio.abc.HalfCloseableStream):
     (``memu``) once the peer has received everything. ``bytes`` objects are handed over as they
     are; other buffers are copied first, so that they may be reused once ``send_all`` returns.
 
+    Over a link (`MemoryOptions`) bytes take their time, and ``send_all`` returns once the near
+    end's buffer holds the rest of them.
+
     If ``send_all`` is cancelled, the stream stays usable, and the peer gets a first part of the
     data, maybe all or none of it: what it has received by then and what fits the buffer.
     """
 
     __slots__ = ("_closed", "_incoming", "_local", "_outgoing", "_remote")
 
-    def __init__(self, incoming: Pipe, outgoing: Pipe, local: End, remote: End) -> None:
+    def __init__(self, incoming: Pipe, outgoing: Pipe | WireEnd, local: End, remote: End) -> None:
         self._incoming = incoming
         self._outgoing = outgoing
         self._local = local
@@ -199,6 +210,28 @@ def _connect(near: End, far: End, buffer_size: int) -> tuple[MemoryStream, Memor
     return MemoryStream(back, out, near, far), MemoryStream(out, back, far, near)
 
 
+def _connect_over(
+    lines: tuple[Line, Line], near: End, far: End, buffer_size: int
+) -> tuple[MemoryStream, MemoryStream]:
+    ends = [
+        WireEnd(
+            line,
+            Endpoint(here, "", 0),
+            Endpoint(there, "", 0),
+            protocol="memory",
+            send_size=buffer_size,
+            receive_size=buffer_size,
+        )
+        for line, here, there in (
+            (lines[0], "dialler", "listener"),
+            (lines[1], "listener", "dialler"),
+        )
+    ]
+    join(*ends)
+    one, other = ends
+    return MemoryStream(one.inbox, one, near, far), MemoryStream(other.inbox, other, far, near)
+
+
 def memory_stream_pair(buffer_size: int = 0) -> tuple[MemoryStream, MemoryStream]:
     """Make two connected streams that need no name and no listener.
 
@@ -234,16 +267,25 @@ class MemoryListener(Listener[MemoryStream]):
         "_closed",
         "_dials",
         "_forget",
+        "_lines",
         "_queue",
         "_takes",
         "_waiting",
     )
 
     def __init__(
-        self, address: Address, buffer_size: int, backlog: int, forget: Callable[[], object]
+        self,
+        address: Address,
+        options: MemoryOptions | None,
+        backlog: int,
+        forget: Callable[[], object],
     ) -> None:
         self._address = address
-        self._buffer_size = buffer_size
+        self._buffer_size = 0 if options is None else options.buffer_size
+        # There and back, shared by all connections; None where nothing lies between.
+        self._lines: tuple[Line, Line] | None = None
+        if options is not None and options.link is not None and not options.link.null:
+            self._lines = _lines_to(address, options.link)
         self._backlog = backlog
         self._forget = forget
         self._closed = False
@@ -342,33 +384,69 @@ class MemoryListener(Listener[MemoryStream]):
     async def dial(self, local: Address | None) -> MemoryStream:
         """Connect to this listener: at once if the backlog has room, else when it has.
 
-        If cancelled, nobody will accept anything of it.
+        If cancelled, nobody will accept anything of it; over a link, what was accepted meanwhile
+        is reset.
         """
         await checkpoint_if_cancelled()
         self._dials += 1
         near = (self._address, self._dials) if local is None else local
+        if self._lines is not None:
+            return await self._dial_over(self._lines, near)
         stream, far = _connect(near, self._address, self._buffer_size)
         if len(self._queue) >= self._backlog:
-            task = current_task()
-            self._waiting[task] = far
+            await self._wait_in_line(far)
+        else:
+            self._hand_on(far)
+            await cancel_shielded_checkpoint()
+        return stream
 
-            def abort(_: object) -> Abort:
-                del self._waiting[task]
-                return Abort.SUCCEEDED
+    async def _dial_over(self, lines: tuple[Line, Line], near: End) -> MemoryStream:
+        there, back = lines
+        await self._cross(there)
+        if self._closed:
+            await self._cross(back)
+            raise refused(self._address)
+        stream, far = _connect_over(lines, near, self._address, self._buffer_size)
+        try:
+            if len(self._queue) >= self._backlog:
+                await self._wait_in_line(far)
+            else:
+                self._hand_on(far)
+            await self._cross(back)
+        except BaseException:
+            stream.reset()
+            raise
+        return stream
 
-            await wait_task_rescheduled(abort)
-            return stream
-        if self._acceptor is None:
+    async def _cross(self, line: Line) -> None:
+        delay = line.crossing()
+        if delay is None:
+            await trio.sleep(RTO_FIRST_SYN * (2 ** (RETRIES_SYN + 1) - 1))
+            raise TimeoutError(errno.ETIMEDOUT, f"nothing comes through to {self._address}")
+        await trio.sleep(delay)
+
+    async def _wait_in_line(self, far: MemoryStream) -> None:
+        task = current_task()
+        self._waiting[task] = far
+
+        def abort(_: object) -> Abort:
+            del self._waiting[task]
+            return Abort.SUCCEEDED
+
+        await wait_task_rescheduled(abort)
+
+    def _hand_on(self, far: MemoryStream) -> None:
+        """Queue a connection, or give it to the task that waits for one."""
+        acceptor = self._acceptor
+        if acceptor is None:
             self._queue.append(far)
-        elif self._takes:
-            acceptor, self._acceptor = self._acceptor, None
+            return
+        self._acceptor = None
+        if self._takes:
             reschedule(acceptor, outcome.Value(far))
         else:
             self._queue.append(far)
-            acceptor, self._acceptor = self._acceptor, None
             reschedule(acceptor)
-        await cancel_shielded_checkpoint()
-        return stream
 
     def _check(self) -> None:
         if self._closed:
@@ -385,6 +463,16 @@ class MemoryListener(Listener[MemoryStream]):
             return Abort.SUCCEEDED
 
         return await wait_task_rescheduled(abort)
+
+
+def _lines_to(address: Address, link: Link) -> tuple[Line, Line]:
+    timeline = current_timeline()
+    # Streams of random numbers by name: another link does not shift this one's.
+    name = f"{random_root.get()}/memory/{address.name}"
+    return (
+        Line(timeline, link, random.Random(f"{name}/there")),  # noqa: S311 - not a secret
+        Line(timeline, link, random.Random(f"{name}/back")),  # noqa: S311
+    )
 
 
 def refused(address: Address) -> ConnectionRefusedError:

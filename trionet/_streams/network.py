@@ -15,11 +15,11 @@ from .. import abc
 from .._address import MEMORY_NETWORKS, NETWORKS, Address
 from .._options import MemoryOptions, ProxyProtocol, SocketOptions
 from .arguments import (
-    buffer_size,
     check_backlog,
     check_preface,
     check_tls,
     is_mapped_socket,
+    memory_options,
     parse_dialled,
     prefaced,
     secured,
@@ -279,7 +279,7 @@ class Network(abc.Network):
         target = Address.parse(real, address)
         check_preface(ssl_context, proxy_protocol)
         check_backlog(backlog)
-        size = buffer_size(network, real, options)
+        wanted = memory_options(network, real, options)
         # Checked before the name is taken, so that a cancelled call leaves nothing.
         await trio.lowlevel.checkpoint()
         key = (real, address)
@@ -289,7 +289,7 @@ class Network(abc.Network):
         def forget() -> None:
             del self._listeners[key]
 
-        listener = MemoryListener(target, size, BACKLOG if backlog is None else backlog, forget)
+        listener = MemoryListener(target, wanted, BACKLOG if backlog is None else backlog, forget)
         self._listeners[key] = listener
         return prefaced([listener], ssl_context, proxy_protocol)
 
