@@ -189,7 +189,7 @@ class SendsAndDenies(SoundStream):
     """Sends, and says that it has not."""
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
-        pipe = self.inner._outgoing
+        pipe: Any = self.inner._outgoing
         piece = bytes(memoryview(data)[:5])
         pipe._chunks.append(piece)
         pipe.unread += len(piece)
