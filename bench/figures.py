@@ -39,10 +39,10 @@ ANNOUNCED: Final[list[str]] = []
 
 def announce(*lines: str) -> None:
     """Say what is measured against what, in which versions."""
-    ANNOUNCED.extend(lines)
     for line in lines:
-        print(f"\n{line}", end="")
-    print()
+        if line not in ANNOUNCED:
+            ANNOUNCED.append(line)
+            print(f"\n{line}", end="", flush=True)
 
 
 def versions(*distributions: str) -> list[str]:

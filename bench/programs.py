@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import psutil
@@ -27,6 +28,7 @@ __all__ = (
     "Skipped",
     "free_port",
     "httpd",
+    "nethttp",
     "python",
     "running",
     "wrk",
@@ -117,7 +119,7 @@ class Program:
         self._process.wait()
 
 
-def wrk(program: Program, *, close: bool, connections: int = 100, seconds: int = 2) -> float:
+def wrk(program: Program, *, close: bool, connections: int, tls: bool, seconds: int = 2) -> float:
     """Put load on ``program``; return the seconds one answer took.
 
     Raises:
@@ -127,7 +129,7 @@ def wrk(program: Program, *, close: bool, connections: int = 100, seconds: int =
         [
             *("taskset", "-c", str(CLIENT_CORE), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s"),
             *("-H", "Connection: close" if close else "Connection: keep-alive"),
-            f"http://127.0.0.1:{program.port}{TARGET}",
+            f"http{'s' * tls}://127.0.0.1:{program.port}{TARGET}",
         ],
         capture_output=True,
         text=True,
@@ -143,17 +145,18 @@ def wrk(program: Program, *, close: bool, connections: int = 100, seconds: int =
 class Load:
     """wrk on one program, with the program's own time beside it."""
 
-    def __init__(self, program: Program, *, close: bool, connections: int = 100) -> None:
+    def __init__(
+        self, program: Program, *, close: bool, connections: int = 100, tls: bool = False
+    ) -> None:
         self.cpu: list[float] = []
         self._program = program
-        self._close = close
-        self._connections = connections
+        self._once = partial(wrk, program, close=close, connections=connections, tls=tls)
 
     def __call__(self) -> float:
-        """Put load on it for two seconds; return the seconds one answer took."""
+        """Put load on it; return the seconds one answer took."""
         cpu = self._program.cpu_seconds()
         start = time.perf_counter()
-        seconds = wrk(self._program, close=self._close, connections=self._connections)
+        seconds = self._once()
         answers = (time.perf_counter() - start) / seconds
         self.cpu.append((self._program.cpu_seconds() - cpu) / answers)
         return seconds
@@ -229,7 +232,12 @@ def _nginx(folder: Path) -> tuple[str, Program]:
     return version.strip().removeprefix("nginx version: "), program
 
 
-def _nethttp(folder: Path) -> tuple[str, Program]:
+def nethttp(folder: Path, *arguments: str) -> tuple[str, Program]:
+    """Build and run Go's net/http, and tell its version.
+
+    Raises:
+      Skipped: there is no Go.
+    """
     if shutil.which("go") is None:
         raise Skipped("go is not installed")
     binary = str(folder / "nethttp")
@@ -237,7 +245,7 @@ def _nethttp(folder: Path) -> tuple[str, Program]:
     subprocess.run(["go", "build", "-o", binary, source], check=True)
     version = subprocess.run(["go", "version"], capture_output=True, text=True, check=True).stdout
     port = free_port()
-    return version.strip(), Program([binary, str(port)], port, {"GOMAXPROCS": "1"})
+    return version.strip(), Program([binary, str(port), *arguments], port, {"GOMAXPROCS": "1"})
 
 
 PEERS: Final = {
@@ -245,7 +253,7 @@ PEERS: Final = {
     "granian": _granian,
     "hypercorn (trio)": _hypercorn,
     "nginx": _nginx,
-    "Go net/http": _nethttp,
+    "Go net/http": nethttp,
 }
 
 
