@@ -2,11 +2,13 @@
 
 ``bare``, ``served``: 1 KiB for every receive, on a `SocketStream` in a nursery, and in a
 `trionet.Server` with every limit set. ``trionet``, ``trio``: echo, under `trionet.Server` and
-under `trio.serve_tcp`.
+under `trio.serve_tcp`. ``asyncio``, ``uvloop``: echo by an `asyncio.Protocol`, and by asyncio's
+streams with ``-streams`` after it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 from functools import partial
@@ -65,8 +67,45 @@ async def bare(address: str) -> None:
             nursery.start_soon(keep_no_books, await listener.accept())
 
 
+class Echo(asyncio.Protocol):
+    """Sends back what comes, however much the client leaves unread."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport: Any = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Send it back."""
+        self._transport.write(data)
+
+
+async def echo_streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send back what comes, and wait for slow readers. If cancelled, midway."""
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+async def serve_asyncio(port: str, *, streams: bool) -> None:
+    """Echo until cancelled."""
+    if streams:
+        server = await asyncio.start_server(echo_streams, "127.0.0.1", int(port))
+    else:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Echo, "127.0.0.1", int(port))
+    await server.serve_forever()
+
+
 def main(kind: str, port: str) -> None:
     """Serve one kind until killed."""
+    loop, _, style = kind.partition("-")
+    if loop in {"asyncio", "uvloop"}:
+        import uvloop
+
+        run = asyncio.run if loop == "asyncio" else uvloop.run
+        run(serve_asyncio(port, streams=style == "streams"))
+        return
     address = f"127.0.0.1:{port}"
     serve: dict[str, Callable[[], Awaitable[Any]]] = {
         "bare": partial(bare, address),
