@@ -55,7 +55,7 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def trio_typing(session: nox.Session) -> None:
     """Prove that an application still carrying trio-typing can use trionet."""
-    install(session, extras="[httpx,anyio,prometheus,websocket]")
+    install(session, extras="[httpx,anyio,prometheus,websocket,hypercorn]")
     session.install("trio-typing==0.10.0")
     modules = [
         ".".join(("trionet", *path.relative_to(HERE / "trionet").with_suffix("").parts))

@@ -117,7 +117,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "simulation",
         ),
     ),
-    ("integrations", ("httpx", "_to_anyio", "anyio", "prometheus", "websocket")),
+    ("integrations", ("httpx", "_to_anyio", "anyio", "prometheus", "websocket", "hypercorn")),
     ("top", ("__init__", "pytest_plugin")),
 )
 # Beside each other, and blind to each other.

@@ -11,6 +11,13 @@ import pytest
 HERE = Path(__file__).parents[2]
 
 PRINTED = {
+    "asgi": (
+        "the application starts\n"
+        "GET /hello -> 200 hello, client in memory\n"
+        "GET /slow -> 200 this took a while\n"
+        "ShutdownReport(completed=1, cancelled=0, forced=0)\n"
+        "the application stops\n"
+    ),
     "websocket_chat": "ann: hello bob\nann: are you there?\nclosed: 1001 the server drains\n",
     "metrics": (
         'trionet_server_connections_accepted_total{server="echo"} 2.0\n'

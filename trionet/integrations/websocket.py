@@ -7,6 +7,10 @@ here makes its connections, and ends them when a server drains::
 
     async with open_websocket("ws://chat/", "memb") as websocket:
         await websocket.send_message("hello")
+
+How this works. trio-websocket waits without an end for peers that leave in a handshake, or never
+close the stream; so each stream it gets is watched, and each of its waits ends with the stream.
+Both sides do that the same way, which is why they are one file, somewhat longer than most.
 """
 
 from __future__ import annotations
