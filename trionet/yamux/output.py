@@ -31,6 +31,13 @@ QUANTUM: Final = 16 * 1024
 # Up to so much data goes with a SYN.
 RIDE_SIZE: Final = 4096
 
+# Somebody waits for a message as short as this, and for its answer; what is sent meanwhile, before
+# it in its batch or in those between the two, is what that takes. So for some batches after one, as
+# many as a round trip within a process has, a batch is one turn for each stream. Not always: the
+# more a batch carries, the less each byte costs.
+SHORT: Final = 4096
+SHARED_FOR: Final = 16
+
 
 @final
 class Output:
@@ -50,8 +57,10 @@ class Output:
     """
 
     __slots__ = (
+        "_bulk",
         "_max_frame_size",
         "_settle",
+        "_shared",
         "bytes_out",
         "control",
         "go_away",
@@ -73,6 +82,10 @@ class Output:
         """
         self._max_frame_size = max_frame_size
         self._settle = settle
+        # Who last sent more than a short message, and for how many batches more it is beside others
+        # that send such.
+        self._bulk: Stream | None = None
+        self._shared = 0
         self.pongs: deque[int] = deque()
         self.pings: deque[int] = deque()
         self.refused: deque[int] = deque()
@@ -109,9 +122,13 @@ class Output:
         # A FIN waits behind the data and is sent with the last of it.
         if due and (due != FIN or not stream.pending):
             self.control[stream] = None
-        if not stream.in_ring and stream.outgoing.credit and stream.pending:
-            stream.in_ring = True
-            self.ring[stream] = None
+        if not stream.in_ring and stream.outgoing.credit:
+            pending = stream.pending
+            if pending:
+                stream.in_ring = True
+                self.ring[stream] = None
+                if pending <= SHORT and stream is not self._bulk:
+                    self._shared = SHARED_FOR
 
     def forget(self, stream: Stream) -> None:
         """Drop a stream that has nothing to send any more."""
@@ -119,6 +136,8 @@ class Output:
         if stream.in_ring:
             stream.in_ring = False
             del self.ring[stream]
+        if stream is self._bulk:
+            self._bulk = None
 
     def end(self, code: int | None) -> None:
         """Forget everything; say ``code``, unless it is None, and then nothing more."""
@@ -135,13 +154,18 @@ class Output:
     def pull(self, budget: int) -> bytes:
         """Return the next bytes for the carrier: control in full, data up to about ``budget``."""
         parts: list[bytes | bytearray | memoryview] = []
+        largest = self._max_frame_size
+        if self._shared:
+            self._shared -= 1
+            budget = min(budget, QUANTUM * len(self.ring))
+            largest = min(largest, QUANTUM)
         self._pull_session(parts)
         if self.control:
             control, self.control = self.control, {}
             for stream in control:
                 budget -= self._pull_control(stream, parts, budget)
         if self.ring:
-            self._pull_data(parts, budget)
+            self._pull_data(parts, budget, largest)
         if self.last_words is not None and not self.ring and not self.control:
             parts.append(HEADER.pack(0, GO_AWAY, 0, 0, self.last_words))
             self.last_words = None
@@ -208,15 +232,19 @@ class Output:
         if stream.writer is not None:
             self.writable.append(stream)
 
-    def _pull_data(self, parts: list[bytes | bytearray | memoryview], budget: int) -> None:
+    def _pull_data(
+        self, parts: list[bytes | bytearray | memoryview], budget: int, largest: int
+    ) -> None:
         ring = self.ring
         pack = HEADER.pack
         while ring and budget > 0:
             stream = next(iter(ring))
             pending = stream.pending
             window = stream.outgoing
-            size = min(pending, window.credit, self._max_frame_size)
+            size = min(pending, window.credit, largest)
             if size:
+                if size > SHORT:
+                    self._bulk = stream
                 if len(ring) > 1:
                     # Alone on the line, nobody counts.
                     if not stream.deficit:
