@@ -108,7 +108,7 @@ def fuzz(session: nox.Session) -> None:
     """Fuzz the multiplexer's protocol for ten minutes; ``-- -max_total_time=60`` for one."""
     install(session, "test", "fuzz")
     session.run("python", "-m", "tests.yamux.fuzz", *session.posargs)
-    say("Nothing was found. What reached new code was added to tests/yamux/corpus.")
+    say("Nothing was found. What reached new code was added to tests/yamux/corpus.txt.")
 
 
 @nox.session

@@ -124,7 +124,7 @@ async def ours(make: Callable[[], Awaitable[CarrierPair]]) -> AsyncIterator[Mux]
 # py-libp2p
 
 
-def carrier(stream: trio.abc.Stream, initiator: bool) -> Any:
+def carrier(stream: Any, initiator: bool) -> Any:
     """What libp2p's muxer asks of a connection: libp2p's own adapter of a trio stream."""
     from libp2p.io.trio import TrioTCPStream
 

@@ -1,27 +1,26 @@
 """Coverage-guided fuzzing of the protocol: ``python -m tests.yamux.fuzz``, or ``nox -s fuzz``.
 
 libFuzzer, by way of atheris, mutates scripts (see `fuzzing`) for ten minutes, or for as long as
-``-max_total_time=`` says. What reaches new code is added to ``tests/yamux/corpus``, one file each,
-and played again by every test run; what fails is left beside it as ``crash-*``.
+``-max_total_time=`` says. What reaches new code is added to ``corpus.txt``, one script a line in
+hexadecimal, and played again by every test run; what fails is left beside it as ``crash-*``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import tempfile
 from pathlib import Path
 
+from tests.yamux.corpus import CORPUS, read_corpus, write_corpus
+
 # A script of kilobytes finds nothing that one of a few hundred bytes does not.
 MAX_LENGTH = 512
 SECONDS = 600
 
-CORPUS = Path(__file__).parent / "corpus"
-
 
 def fuzz(arguments: list[str]) -> None:
-    """Run libFuzzer on the corpus; it ends the process."""
+    """Run libFuzzer; it ends the process."""
     import atheris
 
     with atheris.instrument_imports(include=["trionet.yamux"]):
@@ -35,31 +34,22 @@ def fuzz(arguments: list[str]) -> None:
     atheris.Fuzz()
 
 
-def keep(found: Path) -> int:
-    """Copy what libFuzzer kept into the corpus; return how many files were new."""
-    known = {path.name for path in CORPUS.glob("*.bin")}
-    new = 0
-    for path in found.iterdir():
-        data = path.read_bytes()
-        name = f"{hashlib.sha256(data).hexdigest()[:16]}.bin"
-        if name not in known:
-            (CORPUS / name).write_bytes(data)
-            new += 1
-    return new
-
-
 def main() -> int:
-    """Fuzz in a child, then shrink what it found to what the corpus lacks."""
-    CORPUS.mkdir(exist_ok=True)
+    """Fuzz in a child, then add to the corpus what reaches code that it does not."""
     if os.environ.get("TRIONET_FUZZING"):
         fuzz(sys.argv[1:])
         return 0
-    with tempfile.TemporaryDirectory() as found, tempfile.TemporaryDirectory() as merged:
+    scripts = read_corpus()
+    with tempfile.TemporaryDirectory() as found, tempfile.TemporaryDirectory() as known:
+        for number, script in enumerate(scripts):
+            (Path(known) / f"{number:04}").write_bytes(script)
         limits = [f"-max_len={MAX_LENGTH}", f"-max_total_time={SECONDS}"]
-        result = _child([*limits, *sys.argv[1:], found, str(CORPUS)])
+        result = _child([*limits, *sys.argv[1:], found, known])
         if result == 0:
-            result = _child(["-merge=1", f"-max_len={MAX_LENGTH}", merged, str(CORPUS), found])
-            print(f"{keep(Path(merged))} new entries in {CORPUS}")
+            result = _child(["-merge=1", f"-max_len={MAX_LENGTH}", known, found])
+            kept = {path.read_bytes() for path in Path(known).iterdir()}
+            write_corpus(kept)
+            print(f"{len(kept) - len(scripts)} new scripts in {CORPUS}")
     return result
 
 
