@@ -129,11 +129,13 @@ def check_state(session: Session) -> None:
     assert 0 <= session.unacknowledged <= config.max_unacknowledged
     assert len(session.backlog) <= config.accept_backlog
     assert session.inbound + session.outbound == len(session.streams)
+    assert not (session.silent and session.has_output)
     # Whatever is owed is owed to a stream that is counted.
     live = set(session.streams.values())
     assert set(output.control) <= live
     assert set(output.ring) <= live
     assert set(session.backlog.values()) <= live
+    assert output._bulk is None or output._bulk in live
     assert sum(stream.incoming.extra for stream in live) == session.budget.used
     for stream in live:
         window = stream.incoming

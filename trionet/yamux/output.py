@@ -101,6 +101,8 @@ class Output:
     @property
     def waiting(self) -> bool:
         """Whether `pull` has something to give."""
+        if self.silent:
+            return False
         if self.ring or self.control:
             return True
         return bool(
@@ -147,12 +149,15 @@ class Output:
             stream.in_ring = False
         self.control.clear()
         self.ring.clear()
+        self._bulk = None
         self.go_away = None
         self.last_words = None if self.silent else code
         self.silent = self.silent or code is None
 
     def pull(self, budget: int) -> bytes:
         """Return the next bytes for the carrier: control in full, data up to about ``budget``."""
+        if self.silent:
+            return b""
         parts: list[bytes | bytearray | memoryview] = []
         largest = self._max_frame_size
         if self._shared:

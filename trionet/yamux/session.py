@@ -293,7 +293,6 @@ class Session(Inbound):
         self.closing = True
         self._wants_barrier = barrier
         self.refuse()
-        self.tails.clear()
         for stream in list(self.streams.values()):
             self.close(stream)
             self._wake(stream)
