@@ -121,3 +121,70 @@ async def test_an_interrupted_receive_lets_others_run_before_it_says_so() -> Non
                 await checkpoint()
         assert received == b"abcdefgh"
         assert far.bytes_received == 8
+
+
+async def test_send_nowait_keeps_what_there_is_room_for() -> None:
+    async with sessions() as pair:
+        near, far = await pair.streams()
+
+        assert near.send_nowait(b"") == 0
+        assert near.send_nowait(b"hello ") == 6
+        assert near.send_nowait(memoryview(b"w-o-r-l-d-")[::2]) == 5
+        buffer = bytearray(70_000)
+        # Nothing has left yet: nobody else ran.
+        assert near.send_nowait(buffer) == 65536 - 11
+        buffer[:] = b"x" * len(buffer)
+        assert near.send_nowait(b"no room") == 0
+        assert near.bytes_sent == 65536
+
+        await near.send_eof()
+        assert await receive_all(far) == b"hello world" + bytes(65536 - 11)
+        await near.aclose()
+        await far.aclose()
+
+
+async def test_send_nowait_without_credit_fills_the_room_and_no_more() -> None:
+    async with sessions(config=MuxConfig(keepalive=None)) as pair:
+        near, far = await pair.streams()
+        sent = 0
+        while count := near.send_nowait(bytes(10_000)):
+            sent += count
+            await wait_all_tasks_blocked()
+
+        assert sent == near.bytes_sent == 262144 + 65536
+        while far.bytes_received < 262144:
+            await far.receive_some()
+        await wait_all_tasks_blocked()
+        assert near.send_nowait(b"room again") == 10
+        near.reset()
+        far.reset()
+
+
+async def test_send_nowait_has_the_errors_of_send_all() -> None:
+    async with sessions(config=MuxConfig(keepalive=None)) as pair, trio.open_nursery() as nursery:
+        near, _far = await pair.streams()
+        await clog(near)
+        nursery.start_soon(near.send_all, bytes(10_000))
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            near.send_nowait(b"")
+        nursery.cancel_scope.cancel()
+
+    async with sessions() as pair:
+        ended, reset, closed, cut = [await pair.streams() for _ in range(4)]
+        with pytest.raises(TypeError):
+            cut[0].send_nowait("text")  # type: ignore[arg-type]
+        await ended[0].send_eof()
+        reset[1].reset()
+        await closed[0].aclose()
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.ClosedResourceError, match="closed for sending"):
+            ended[0].send_nowait(b"x")
+        with pytest.raises(trionet.StreamResetError):
+            reset[0].send_nowait(b"")
+        with pytest.raises(trio.ClosedResourceError):
+            closed[0].send_nowait(b"x")
+        pair.server._driver._carrier.reset()  # type: ignore[attr-defined]
+        await wait_all_tasks_blocked()
+        with pytest.raises(trionet.SessionBrokenError):
+            cut[0].send_nowait(b"x")

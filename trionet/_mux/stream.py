@@ -1,4 +1,8 @@
-"""One stream of a session, as trio knows streams."""
+"""One stream of a session, as trio knows streams.
+
+Over 400 lines, since it is one class with all that `trionet.abc.Stream` asks of it, documented;
+its state is in `trionet.yamux.Stream`, and here is who waits for what of it.
+"""
 
 from __future__ import annotations
 
@@ -167,6 +171,20 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
                 await wait_task_rescheduled(self._abort_send)
         finally:
             self._send_busy = False
+
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """See `trionet.abc.Stream.send_nowait`; of a stream's data 64 KiB are kept to be sent."""
+        if self._send_busy:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        if not self._may_send():
+            raise self._send_error()
+        record = self._record
+        with _flat(data) as view:
+            size = min(len(view), max(0, OUTBOX_SIZE - record.outbox_size))
+            if size:
+                self._driver.core.put(record, view[:size])
+                self._driver.kick()
+        return size
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until there is credit, and room for a small piece.
