@@ -169,6 +169,13 @@ async def test_tls_arguments_are_checked_before_anything_is_opened(
         await trionet.dial("memu", "nobody", server_hostname="x")
     with pytest.raises(ValueError, match="server_hostname is needed"):
         await trionet.dial("unix", "/nowhere", ssl_context=certificates.client)
+    with pytest.raises(TypeError, match="server_hostname must be a str, got 5"):
+        await trionet.dial(
+            "memu",
+            "nobody",
+            ssl_context=certificates.client,
+            server_hostname=5,  # type: ignore[call-overload]
+        )
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,22 @@ async def test_both_ends_know_their_addresses(network: str, address: str) -> Non
     assert repr(listener).endswith(" closed>")
 
 
+@pytest.mark.parametrize(
+    ("unspecified", "reached"), [("0.0.0.0:0", "127.0.0.1"), ("[::]:0", "::1")]
+)
+async def test_whoever_dials_the_unspecified_address_sees_the_one_it_reached(
+    unspecified: str, reached: str
+) -> None:
+    (listener,) = await trionet.listen("tcp", unspecified)
+    async with (
+        listener,
+        await trionet.dial("tcp", str(listener.address)) as client,
+        await listener.accept() as server,
+    ):
+        assert client.remote_address == server.local_address
+        assert client.remote_address.host == reached
+
+
 async def test_no_host_means_both_families_on_one_port() -> None:
     listeners = await trionet.listen("tcp", ":0")
 
@@ -333,6 +349,16 @@ async def test_a_unix_path_appears_only_when_it_listens_and_goes_with_its_owner(
     assert not path.exists()
     for one in (client, server):
         await one.aclose()
+
+
+async def test_a_cancelled_listen_leaves_no_unix_path(tmp_path: Path) -> None:
+    path = tmp_path / "server.sock"
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await trionet.listen("unix", str(path))
+
+    assert scope.cancelled_caught
+    assert os.listdir(tmp_path) == []
 
 
 async def test_a_successor_takes_a_unix_path_over_and_keeps_it(tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ ATTEMPT_DELAY: Final = 0.25
 # often another pair is tried when that one is taken.
 PORT_ATTEMPTS: Final = 16
 
+# The unspecified address is dialled as this machine, and is nobody's own.
+REACHED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound to it
+
 FAMILIES: Final = {"tcp": socket.AF_UNSPEC, "tcp4": socket.AF_INET, "tcp6": socket.AF_INET6}
 
 
@@ -70,7 +73,8 @@ async def dial_socket(
     else:
         sock, winner = await _race(attempts, wanted)
     # Its name is kept: a socket whose peer is gone does not know it any more.
-    return SocketStream(sock, peername=winner.name)
+    host, *rest = winner.name
+    return SocketStream(sock, peername=(REACHED.get(host, host), *rest))
 
 
 @final
@@ -160,6 +164,8 @@ async def listen_socket(
     """
     wanted = tuning(options, "listening", unix=target.network == "unix")
     if target.network == "unix":
+        # Before anything is opened, so that a cancelled call leaves nothing.
+        await trio.lowlevel.checkpoint()
         return [_listen_unix(target, wanted, backlog)]
     return _listen_on_all(await _resolve(target, passive=True), target, wanted, backlog)
 

@@ -542,6 +542,8 @@ def check_tls_arguments(
     """Raise what `TLSStream` raises for arguments that cannot work, before anything is opened."""
     if not isinstance(ssl_context, ssl.SSLContext):
         raise TypeError(f"ssl_context must be an ssl.SSLContext, got {ssl_context!r}")
+    if server_hostname is not None and not isinstance(server_hostname, str):
+        raise TypeError(f"server_hostname must be a str, got {server_hostname!r}")
     if server_side:
         if server_hostname is not None:
             raise ValueError(f"server_hostname is for clients, got {server_hostname!r}")
