@@ -105,6 +105,8 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "stream_rules",
             "listener_rules",
             "trionet_rules",
+            "network_rules",
+            "network_arguments",
             "conformance",
             "trace",
             "_run",

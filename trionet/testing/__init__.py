@@ -41,6 +41,7 @@ With pytest, the plugin does all this for tests that ask for the fixture ``net``
 
 from .._options import Link as Link
 from .conformance import check_listener as check_listener
+from .conformance import check_network as check_network
 from .problems import Deadlock as Deadlock
 from .problems import EscapeError as EscapeError
 from .problems import OutrunError as OutrunError
@@ -68,6 +69,7 @@ __all__ = (
     "TimeLimitError",
     "Trace",
     "check_listener",
+    "check_network",
     "random_stream",
     "simulate",
     "simulated",

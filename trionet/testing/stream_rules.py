@@ -116,9 +116,12 @@ async def interrupts_a_receive(near: trio.abc.Stream, far: Stream) -> None:
         nursery.start_soon(near.send_all, PING)
         await eventually(far.is_readable, "is_readable() must turn true when bytes arrive")
         await _arrives(far, PING, "an interrupted stream must still hand out what has arrived")
-        far.resume_receive()
-        nursery.start_soon(near.send_all, PING)
-        await _arrives(far, PING, "resume_receive() must let a receive wait again")
+    far.resume_receive()
+    async with trio.open_nursery() as nursery:
+        rule = "resume_receive() must let a receive wait again"
+        nursery.start_soon(_arrives, far, PING, rule)
+        await settle()
+        await near.send_all(PING)
 
 
 async def sends_a_first_part_without_waiting(near: trio.abc.Stream, far: Stream) -> None:
