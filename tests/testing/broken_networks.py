@@ -45,7 +45,7 @@ class ListensAtOnce(SoundNetwork):
         names = self.inner._listeners
         key = (network, address)
         found = MemoryListener(
-            trionet.Address(network, name=address), 65536, 128, lambda: names.pop(key)
+            trionet.Address(network, name=address), None, 128, lambda: names.pop(key)
         )
         names[key] = found
         return [found]
