@@ -333,10 +333,9 @@ def test_a_child_forked_inside_a_run_does_not_touch_the_hub() -> None:
             for index in range(8):
                 nursery.start_soon(pairs.receive, index)
             await wait_all_tasks_blocked()
-            with pytest.MonkeyPatch.context() as patch:
-                # What the hook does in a real child.
-                patch.setattr(readiness, "_forks", readiness._forks + 1)
-                watched = readiness.watch_hangup(pairs.near[0].socket, list)
+            # What the hook does in a real child.
+            readiness._after_fork()
+            watched = readiness.watch_hangup(pairs.near[0].socket, list)
             nursery.cancel_scope.cancel()
         pairs.close()
         return watched

@@ -16,7 +16,13 @@ _select: Any = select
 
 
 class Poller(Protocol):
-    """Registers descriptors once, and tells each change of theirs once."""
+    """Registers descriptors once, and tells each change of theirs once.
+
+    Attributes:
+      gone: the flags of an event that tell of an end of file or an error.
+    """
+
+    gone: int
 
     def fileno(self) -> int:
         """The descriptor that is readable while there are events."""
@@ -27,8 +33,8 @@ class Poller(Protocol):
     def unregister(self, fd: int) -> None:
         """Tell no more about ``fd``."""
 
-    def poll(self) -> list[tuple[int, bool]]:
-        """Return what changed: descriptors, and whether each is at its end, without waiting."""
+    def poll(self) -> list[tuple[int, int]]:
+        """Return what changed: descriptors, and the flags of each event, without waiting."""
 
     def close(self) -> None:
         """Give the poller's own descriptor back."""
@@ -45,7 +51,7 @@ class EpollPoller:
         self._events = _select.EPOLLRDHUP | _select.EPOLLET
         if bytes_too:
             self._events |= _select.EPOLLIN
-        self._gone = _select.EPOLLRDHUP | _select.EPOLLHUP | _select.EPOLLERR
+        self.gone: int = _select.EPOLLRDHUP | _select.EPOLLHUP | _select.EPOLLERR
         self.fileno = self._epoll.fileno
         self.close = self._epoll.close
 
@@ -57,10 +63,10 @@ class EpollPoller:
         """Tell no more about ``fd``."""
         self._epoll.unregister(fd)
 
-    def poll(self) -> list[tuple[int, bool]]:
-        """Return descriptors that changed, and whether each is at its end."""
-        gone = self._gone
-        return [(fd, bool(events & gone)) for fd, events in self._epoll.poll(0, BURST)]
+    def poll(self) -> list[tuple[int, int]]:
+        """Return descriptors that changed, and the flags of each event."""
+        found: list[tuple[int, int]] = self._epoll.poll(0, BURST)
+        return found
 
 
 @final
@@ -71,6 +77,7 @@ class KqueuePoller:
         """Make one that tells about ends of file and errors, and about bytes if asked to."""
         self._kqueue = _select.kqueue()
         self._bytes_too = bytes_too
+        self.gone: int = _select.KQ_EV_EOF
         self.fileno = self._kqueue.fileno
         self.close = self._kqueue.close
 
@@ -82,14 +89,11 @@ class KqueuePoller:
         """Tell no more about ``fd``."""
         self._change(fd, _select.KQ_EV_DELETE)
 
-    def poll(self) -> list[tuple[int, bool]]:
-        """Return descriptors that changed, and whether each is at its end."""
-        found = [
-            (event.ident, bool(event.flags & _select.KQ_EV_EOF))
-            for event in self._kqueue.control([], BURST, 0)
-        ]
+    def poll(self) -> list[tuple[int, int]]:
+        """Return descriptors that changed, and the flags of each event."""
+        found = [(event.ident, event.flags) for event in self._kqueue.control([], BURST, 0)]
         # EVFILT_READ tells both; there is no filter for the end alone.
-        return found if self._bytes_too else [one for one in found if one[1]]
+        return found if self._bytes_too else [one for one in found if one[1] & self.gone]
 
     def _change(self, fd: int, flags: int) -> None:
         event = _select.kevent(fd, _select.KQ_FILTER_READ, flags)

@@ -20,19 +20,22 @@ import contextlib
 import logging
 import os
 import weakref
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
+from trio.lowlevel import current_task, reschedule, wait_task_rescheduled
 
 from .poller import new_poller
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from .poller import Poller
 
 __all__ = (
+    "Entry",
+    "entry_of",
     "forget",
     "park_readable",
     "park_writable",
@@ -47,12 +50,12 @@ __all__ = (
 DIRECT_WAITS: Final = 4
 
 _logger = logging.getLogger("trionet.readiness")
-_forks = 0
+_hubs: weakref.WeakSet[_Hub] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    global _forks
-    _forks += 1
+    for hub in _hubs:
+        hub.disown()
 
 
 if hasattr(os, "register_at_fork"):
@@ -60,10 +63,16 @@ if hasattr(os, "register_at_fork"):
 
 
 @final
-class _Entry:
-    """One registered socket: who is parked on it, and what was seen while nobody was."""
+class Entry:
+    """One registered socket: who is parked on it, and what was seen while nobody was.
 
-    __slots__ = ("hung_up", "ready", "sock", "task")
+    A stream may keep the entry of its socket, and park on it as long as it is registered.
+
+    Attributes:
+      registered: whether the hub still tells it of edges.
+    """
+
+    __slots__ = ("hung_up", "ready", "registered", "sock", "task")
 
     def __init__(self, sock: socket.socket) -> None:
         # Weakly: a socket that is dropped unclosed must still be collected, and its number may
@@ -72,8 +81,30 @@ class _Entry:
         self.task: trio.lowlevel.Task | None = None
         self.ready = False
         self.hung_up = False
+        self.registered = True
 
-    def abort(self, _: object) -> trio.lowlevel.Abort:
+    def park(self) -> Coroutine[Any, Any, None]:
+        """Wait as `park_readable` does. A plain function, so that a wait is one coroutine."""
+        if self.ready or self.hung_up:
+            return self._look_again()
+        if self.task is not None:
+            raise trio.BusyResourceError("another task is waiting for this socket")
+        self.task = current_task()
+        return wait_task_rescheduled(self._abort)  # noqa: ASYNC105
+
+    async def _look_again(self) -> None:
+        # In this order: a cancelled wait must not use the edge up. What comes meanwhile is found
+        # by the caller, who looks right after this.
+        await trio.lowlevel.checkpoint()
+        self.ready = False
+
+    def wake(self) -> None:
+        """Let whoever is parked here try again."""
+        task, self.task = self.task, None
+        if task is not None:
+            reschedule(task)
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
         """Let a cancelled task go."""
         self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
@@ -84,16 +115,26 @@ class _Hub:
     """This run's pollers and what is registered with them."""
 
     def __init__(self) -> None:
-        self.forks = _forks
-        self.entries: dict[int, _Entry] = {}
+        self.forked = False
+        self.entries: dict[int, Entry] = {}
         self.direct_waits = 0
         self._edges: Poller | None = None
         self._hangups: Poller | None = None
         self._watchers: dict[int, tuple[weakref.ref[socket.socket], Callable[[], object]]] = {}
 
+    def disown(self) -> None:
+        """Use this no more: in a forked child, whose pollers are its parent's too."""
+        self.forked = True
+        self._forget_entries()
+
+    def _forget_entries(self) -> None:
+        for entry in self.entries.values():
+            entry.registered = False
+        self.entries.clear()
+
     # Readability
 
-    def entry_of(self, sock: socket.socket, fd: int) -> _Entry | None:
+    def entry_of(self, sock: socket.socket, fd: int) -> Entry | None:
         """Return what is known of ``sock``, and forget what was known of a predecessor."""
         entry = self.entries.get(fd)
         if entry is not None and entry.sock() is not sock:
@@ -101,7 +142,7 @@ class _Hub:
             return None
         return entry
 
-    def register(self, sock: socket.socket, fd: int) -> _Entry | None:
+    def register(self, sock: socket.socket, fd: int) -> Entry | None:
         """Register ``sock``, or return None where it cannot be."""
         try:
             if self._edges is None:
@@ -113,36 +154,42 @@ class _Hub:
         except OSError:
             # Out of descriptors, or of the kernel's memory for watches: trio's wait needs neither.
             return None
-        entry = self.entries[fd] = _Entry(sock)
+        entry = self.entries[fd] = Entry(sock)
         return entry
 
-    def unregister(self, fd: int) -> _Entry | None:
+    def unregister(self, fd: int) -> Entry | None:
         entry = self.entries.pop(fd, None)
-        if entry is not None and self._edges is not None:
+        if entry is None:
+            return None
+        entry.registered = False
+        if self._edges is not None:
             # Not left to close(): a forked child may keep the description open, and events of a
             # descriptor that has gone would then wake its successor's tasks for ever.
             _unregister(self._edges, fd)
         return entry
 
     async def _serve_edges(self, edges: Poller) -> None:
+        entries = self.entries
+        gone = edges.gone
         try:
             while True:
                 await trio.lowlevel.wait_readable(edges.fileno())
-                for fd, at_end in edges.poll():
-                    entry = self.entries.get(fd)
+                for fd, events in edges.poll():
+                    entry = entries.get(fd)
                     if entry is None:
                         continue
-                    if at_end:
+                    if events & gone:
                         entry.hung_up = True
-                    if entry.task is None:
+                    task = entry.task
+                    if task is None:
                         entry.ready = True
                     else:
-                        task, entry.task = entry.task, None
-                        trio.lowlevel.reschedule(task)
+                        entry.task = None
+                        reschedule(task)
         finally:
             edges.close()
             self._edges = None
-            self.entries.clear()
+            self._forget_entries()
 
     def waits(self) -> tuple[int, int]:
         parked = sum(entry.task is not None for entry in self.entries.values())
@@ -209,8 +256,15 @@ def _this_hub() -> _Hub | None:
         hub = _hub.get()
     except LookupError:
         hub = _Hub()
+        _hubs.add(hub)
         _hub.set(hub)
-    return hub if hub.forks == _forks else None
+    return None if hub.forked else hub
+
+
+def entry_of(sock: socket.socket) -> Entry | None:
+    """Return the entry of a socket that is registered with this run's hub, else None."""
+    hub = _this_hub()
+    return None if hub is None else hub.entry_of(sock, sock.fileno())
 
 
 async def park_readable(sock: socket.socket) -> None:
@@ -238,16 +292,7 @@ async def park_readable(sock: socket.socket) -> None:
         finally:
             hub.direct_waits -= 1
         return
-    if entry.ready or entry.hung_up:
-        # In this order: a cancelled wait must not use the edge up. What comes meanwhile is found
-        # by the caller, who looks right after this.
-        await trio.lowlevel.checkpoint()
-        entry.ready = False
-        return
-    if entry.task is not None:
-        raise trio.BusyResourceError("another task is waiting for this socket")
-    entry.task = trio.lowlevel.current_task()
-    await trio.lowlevel.wait_task_rescheduled(entry.abort)
+    await entry.park()
 
 
 def wake(sock: socket.socket) -> None:
@@ -257,9 +302,8 @@ def wake(sock: socket.socket) -> None:
     if entry is None:
         # Wakes a writer too, which tries again like everybody who parks.
         trio.lowlevel.notify_closing(sock)
-    elif entry.task is not None:
-        task, entry.task = entry.task, None
-        trio.lowlevel.reschedule(task)
+    else:
+        entry.wake()
 
 
 def forget(sock: socket.socket) -> None:
@@ -271,8 +315,8 @@ def forget(sock: socket.socket) -> None:
     hub = _this_hub()
     if hub is not None:
         entry = hub.unregister(fd)
-        if entry is not None and entry.task is not None:
-            trio.lowlevel.reschedule(entry.task)
+        if entry is not None:
+            entry.wake()
         hub.unwatch(fd)
     trio.lowlevel.notify_closing(sock)
 
