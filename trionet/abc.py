@@ -83,6 +83,20 @@ class Stream(trio.abc.Stream):
         """
         return 0
 
+    def receive_nowait(self, max_bytes: int | None = None) -> bytes | bytearray:  # noqa: ARG002
+        """Receive as ``receive_some`` does where that need not wait.
+
+        No checkpoint: whoever loops must wait elsewhere. A stream that cannot receive without
+        waiting says each time that it would block, so ``receive_some`` has to follow.
+
+        Raises:
+          trio.WouldBlock: nothing waits to be received, as far as this stream can tell.
+          trio.BusyResourceError: a task is receiving.
+          trio.BrokenResourceError: the connection is gone.
+          trio.ClosedResourceError: this end was closed.
+        """
+        raise trio.WouldBlock
+
     @abstractmethod
     def is_readable(self) -> bool:
         """Whether bytes, end of file or an error wait to be received. Never waits itself.

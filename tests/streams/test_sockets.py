@@ -516,3 +516,51 @@ async def test_send_nowait_takes_nothing_where_sending_may_wait() -> None:
 
     assert near.send_nowait(b"x") == 0
     assert not far.is_readable()
+
+
+async def test_receive_nowait_takes_what_is_there_and_says_when_nothing_is() -> None:
+    near, far = map(SocketStream, socket.socketpair())
+
+    with pytest.raises(trio.WouldBlock):
+        far.receive_nowait()
+    await near.send_all(b"hello")
+    assert far.receive_nowait(2) == b"he"
+    assert far.receive_nowait() == b"llo"
+    assert far.bytes_received == 5
+    with pytest.raises(trio.WouldBlock):
+        far.receive_nowait()
+    # A receive that waits comes after it as after one of its own kind.
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(far.receive_some)
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            far.receive_nowait()
+        await near.send_all(b"x")
+    await near.send_eof()
+    assert far.receive_nowait() == far.receive_nowait() == await far.receive_some() == b""
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="max_bytes"):
+            far.receive_nowait(wrong)
+    near.close()
+    far.close()
+    with pytest.raises(trio.ClosedResourceError):
+        far.receive_nowait()
+
+
+async def test_receive_nowait_tells_of_a_reset() -> None:
+    near, far = await connected("tcp", "127.0.0.1:0")
+    near.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    near.close()
+
+    with pytest.raises(trio.BrokenResourceError):
+        far.receive_nowait()
+    far.close()
+
+
+async def test_receive_nowait_blocks_on_a_stream_that_cannot_tell() -> None:
+    near, far = trionet.memory_stream_pair(10)
+    await near.send_all(b"x")
+
+    with pytest.raises(trio.WouldBlock):
+        far.receive_nowait()
+    assert await far.receive_some() == b"x"

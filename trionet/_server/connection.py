@@ -40,6 +40,7 @@ class Connection(Stream):
 
     __slots__ = (
         "_context",
+        "_draining",
         "_host",
         "_idle",
         "_phase",
@@ -56,12 +57,13 @@ class Connection(Stream):
         self.started_at: float = started_at
         self._context: dict[Any, Any] | None = None
         # These are the server's: where in its life the connection is; the one cancel scope around
-        # it, if a handshake or a limit needs one; what the timekeeper saw; and the IP address it
-        # counts for.
+        # it, if a handshake or a limit needs one; what the timekeeper saw; the IP address it counts
+        # for; and whether a drain has come to it.
         self._phase: Phase = "active"
         self._scope: trio.CancelScope | None = None
         self._watched: Watched | None = None
         self._host: str | None = None
+        self._draining = False
         self._idle: IdleScope | None = None
 
     def __repr__(self) -> str:
@@ -183,6 +185,10 @@ class Connection(Stream):
         """Receive as the transport does, with its errors. If cancelled, nothing was received."""
         return self._transport.receive_some(max_bytes)
 
+    def receive_nowait(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Receive what is there already; see `trionet.abc.Stream.receive_nowait`."""
+        return self._transport.receive_nowait(max_bytes)
+
     def aclose(self) -> Coroutine[Any, Any, None]:
         """Close the transport. Cancelled or not, it is closed afterwards."""
         return self._transport.aclose()
@@ -267,7 +273,7 @@ class IdleScope:
         if connection._idle is not None:
             raise RuntimeError("connection.idle() is entered already")
         connection._idle = self
-        if connection.server.draining.is_set():
+        if connection._draining:
             connection._transport.interrupt_receive()
         return self
 
@@ -279,7 +285,7 @@ class IdleScope:
     ) -> bool:
         connection = self._connection
         connection._idle = None
-        if connection.server.draining.is_set():
+        if connection._draining:
             connection._transport.resume_receive()
         if kind is ReceiveInterrupted:
             self.cancelled_caught = True

@@ -307,11 +307,11 @@ class Server:
         self._connections[connection] = None
         if host is not None:
             self._count_host(connection, host)
-        if self._timekeeper.needed:
-            connection._watched = Watched(connection.started_at)
         handshakes = hasattr(transport, "do_handshake")
         if handshakes:
             connection._phase = "handshaking"
+        if self._timekeeper.needed:
+            connection._watched = Watched(connection.started_at)
         if handshakes or connection._watched is not None or limits.lifetime is not None:
             connection._scope = trio.CancelScope(deadline=self._deadline_of(connection))
             self._handlers.start_soon(self._converse_within, connection._scope, connection)
@@ -484,6 +484,7 @@ class Server:
             assert connection._scope is not None
             connection._scope.cancel(reason="the server drains")
             return
+        connection._draining = True
         self._reported.add(connection)
         if connection._idle is not None:
             connection._transport.interrupt_receive()

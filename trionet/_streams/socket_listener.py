@@ -67,7 +67,7 @@ class SocketListener(Listener[SocketStream]):
       name: what the service manager calls it, where it comes from `trionet.inherited_listeners`.
     """
 
-    __slots__ = ("_accept_busy", "_address", "_inode", "_options", "name", "socket")
+    __slots__ = ("_accept_busy", "_address", "_inode", "_local", "name", "socket")
 
     def __init__(
         self,
@@ -96,6 +96,8 @@ class SocketListener(Listener[SocketStream]):
         sock.setblocking(False)
         self.socket: socket.socket = sock
         self._address = address or address_of(sock.family, sock.getsockname())
+        # A Unix connection's near end is the listener's; a TCP one's may be any of this machine's.
+        self._local = self._address if sock.family == UNIX else None
         self._accept_busy = False
         self._inode = inode
         self.name: str | None = name
@@ -150,8 +152,7 @@ class SocketListener(Listener[SocketStream]):
                     raise
             else:
                 # The name as accept() gave it: a peer that is gone has none to ask for later.
-                local = self._address if sock.family == UNIX else None
-                return SocketStream(sock, local=local, peername=name)
+                return SocketStream(sock, local=self._local, peername=name)
 
     async def wait_acceptable(self) -> None:
         """Wait until `accept_nowait` will probably find a connection.

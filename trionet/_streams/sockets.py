@@ -54,6 +54,13 @@ def address_of(family: int, name: Any) -> Address:
     return Address("unix", path=name or "")
 
 
+def _checked(max_bytes: int) -> int:
+    max_bytes = index(max_bytes)
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+    return max_bytes
+
+
 def _interface(scope: int) -> str:
     try:
         return socket.if_indextoname(scope)
@@ -74,6 +81,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
 
     __slots__ = (
         "_drained",
+        "_entry",
         "_interrupted",
         "_local",
         "_peername",
@@ -114,6 +122,8 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         self._receive_busy = False
         self._sent_eof = False
         self._interrupted = False
+        # The socket's place in the readiness hub, once it has one.
+        self._entry: readiness.Entry | None = None
         # The last receive emptied the socket: waiting at once saves a call that would find nothing.
         # Only a short read proves it; on a guess the hub would wait for an edge that is past.
         self._drained = False
@@ -332,12 +342,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
 
         If cancelled, nothing was received.
         """
-        if max_bytes is None:
-            max_bytes = RECEIVE_SIZE
-        else:
-            max_bytes = index(max_bytes)
-            if max_bytes < 1:
-                raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+        max_bytes = RECEIVE_SIZE if max_bytes is None else _checked(max_bytes)
         if self._receive_busy:
             raise trio.BusyResourceError("another task is receiving on this stream")
         self._receive_busy = True
@@ -360,7 +365,12 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
                     await checkpoint()
                     if not self.is_readable():
                         raise ReceiveInterrupted
-                await readiness.park_readable(sock)
+                entry = self._entry
+                if entry is not None and entry.registered:
+                    await entry.park()
+                else:
+                    await readiness.park_readable(sock)
+                    self._entry = readiness.entry_of(sock)
                 try:
                     data = sock.recv(max_bytes)
                 except BlockingIOError:
@@ -374,6 +384,21 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         finally:
             self._receive_busy = False
 
+    def receive_nowait(self, max_bytes: int | None = None) -> bytes:
+        """See `trionet.abc.Stream.receive_nowait`."""
+        max_bytes = RECEIVE_SIZE if max_bytes is None else _checked(max_bytes)
+        if self._receive_busy:
+            raise trio.BusyResourceError("another task is receiving on this stream")
+        try:
+            data = self.socket.recv(max_bytes)
+        except BlockingIOError:
+            raise trio.WouldBlock from None
+        except OSError as exc:
+            raise self._translated(exc) from exc
+        self._drained = 0 < len(data) < max_bytes
+        self._received += len(data)
+        return data
+
     async def aclose(self) -> None:
         """Close the connection. Nothing waits for the peer; the kernel still sends what it took.
 
@@ -384,9 +409,10 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
 
     def close(self) -> None:
         """Close the connection at once; ``aclose`` is this and a checkpoint."""
-        if not self.closed:
-            readiness.forget(self.socket)
-            self.socket.close()
+        sock = self.socket
+        if sock.fileno() != -1:
+            readiness.forget(sock)
+            sock.close()
 
     def is_readable(self) -> bool:
         """Whether bytes, end of file or an error wait to be received."""
@@ -394,9 +420,10 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
 
     def unread_size(self) -> int:
         """How many bytes wait to be received."""
-        if self.closed:
+        fd = self.socket.fileno()
+        if fd == -1:
             return 0
-        return int.from_bytes(fcntl.ioctl(self.socket, termios.FIONREAD, bytes(4)), sys.byteorder)
+        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
     def peer_closed(self) -> bool:
         """Whether the peer has sent end of file, even behind bytes that wait, or a reset."""
