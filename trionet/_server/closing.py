@@ -32,23 +32,20 @@ async def close_politely(transport: Stream, scope: trio.CancelScope | None, ling
     if transport.closed:
         return
     unread = transport.unread_size() > 0
-    if scope is not None:
-        scope.deadline = trio.current_time() + linger
-        await _finish(transport, unread=unread)
-    elif unread:
-        with trio.move_on_after(linger):
-            await _finish(transport, unread=unread)
-    elif (close := getattr(transport, "close", None)) is not None:
+    if not unread and (close := getattr(transport, "close", None)) is not None:
         # This transport has no farewell to send: its aclose() is this and a scheduler pass, which
         # a connection that ends anyway can do without.
         close()
+    elif scope is not None:
+        scope.deadline = trio.current_time() + linger
+        await _finish(transport, unread=unread)
     else:
-        # TLS that the handler put on it, say: its farewell may wait for the peer.
         with trio.move_on_after(linger):
-            await transport.aclose()
+            await _finish(transport, unread=unread)
 
 
 async def _finish(transport: Stream, *, unread: bool) -> None:
+    # TLS, say, has a farewell, which may wait for the peer.
     if unread:
         if isinstance(transport, trio.abc.HalfCloseableStream):
             await transport.send_eof()
