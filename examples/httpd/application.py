@@ -14,6 +14,7 @@ from .access_log import AccessLog
 from .bodies import Block, block
 from .conversation import Conversation
 from .echo import EchoBody
+from .ready import ReadyAnswers
 from .requests import Refusal
 from .responses import Answer, Prepared, error
 from .settings import Settings
@@ -43,13 +44,6 @@ TEXT: Final = b"content-type: text/plain; charset=utf-8\r\n"
 # /bytes/N up to this size is built once and kept ready.
 READY_BYTES: Final = 16384
 
-# Targets that are kept ready; past this number all are forgotten, and come back one by one. So
-# many different query strings are somebody's attempt to fill the memory.
-MAX_READY: Final = 1024
-
-# A longer target is not kept ready: nothing links to it, and it would count for nothing.
-MAX_READY_TARGET: Final = 1024
-
 # The echo begins once so much has come, or all: a client that sends its whole body before it
 # reads would otherwise meet a server that does not read before it has sent.
 ECHO_FIRST: Final = 65536
@@ -61,7 +55,7 @@ class Application:
 
     Attributes:
       settings: its limits.
-      ready: whole answers to plain GETs, by the request's target.
+      ready: whole answers to plain GETs.
       log: where requests are noted, or None.
     """
 
@@ -69,9 +63,9 @@ class Application:
         self, root: str | os.PathLike[str], settings: Settings, log: AccessLog | None
     ) -> None:
         self.settings = settings
-        self.ready: dict[bytes, Prepared] = {}
+        self.ready = ReadyAnswers()
         self.log = log
-        self._files = StaticFiles(root, settings, self._forget)
+        self._files = StaticFiles(root, settings, self.ready.forget)
         self._conversations: set[Conversation] = set()
         self._opened = trio.Event()
 
@@ -137,22 +131,10 @@ class Application:
             answer, prepared = _bytes(path)
         else:
             answer, prepared = await self._files.answer(request, path)
-        if prepared is not None and request.plain:
-            self._keep_ready(request.target, prepared)
-        return answer
-
-    def _keep_ready(self, target: bytes, prepared: Prepared) -> None:
         # It may have been forgotten while this request waited for the disk.
-        if prepared.fresh_until <= trio.current_time() or len(target) > MAX_READY_TARGET:
-            return
-        if len(self.ready) >= MAX_READY:
-            self.ready.clear()
-        self.ready[target] = prepared
-
-    def _forget(self, prepared: Prepared) -> None:
-        """Let go of an answer, which may be ready under several targets."""
-        for target in [one for one, kept in self.ready.items() if kept is prepared]:
-            del self.ready[target]
+        if prepared is not None and request.plain and prepared.fresh_until > trio.current_time():
+            self.ready.keep(request.target, prepared)
+        return answer
 
     def _check(self, request: Request) -> None:
         """Refuse what cannot be served whatever its target is."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .application import Application
     from .requests import Request
-    from .responses import Answer
+    from .responses import Answer, Prepared
 
 __all__ = ("Conversation",)
 
@@ -63,7 +63,7 @@ class Conversation:
         "_expired",
         "_out",
         "_out_size",
-        "_parser",
+        "_own_parser",
         "connection",
         "deadline",
     )
@@ -73,12 +73,19 @@ class Conversation:
         self.deadline = trio.current_time() + application.settings.head_timeout
         self._application = application
         self._draining = connection.draining
-        self._parser = RequestParser(application.settings)
+        # Made when it is first needed.
+        self._own_parser: RequestParser | None = None
         self._out: list[bytes] = []
         self._out_size = 0
         self._closing = False
         self._expired = False
         self._client = ""
+
+    @property
+    def _parser(self) -> RequestParser:
+        if self._own_parser is None:
+            self._own_parser = RequestParser(self._application.settings)
+        return self._own_parser
 
     def expire(self) -> None:
         """End the wait for the client; its time is up."""
@@ -89,45 +96,88 @@ class Conversation:
     async def run(self) -> None:
         """Answer until the connection ends, or is to be closed. If cancelled, midway."""
         connection = self.connection
-        parser = self._parser
-        settings = self._application.settings
-        while True:
-            had_head = parser.in_head
-            if had_head:
-                data = await self._receive_head()
-            else:
-                with connection.idle() as idle:
-                    data = await connection.receive_some(RECEIVE_SIZE)
-                if idle.cancelled_caught:
-                    return
-            if not data:
-                return
+        keep_alive_timeout = self._application.settings.keep_alive_timeout
+        in_head = False
+        try:
+            # Most clients speak at once; one that asks for one thing is served without a wait.
+            data = connection.receive_nowait(RECEIVE_SIZE)
+        except trio.WouldBlock:
+            data = await self._receive_next()
+        while data:
             if self._expired:
                 self._revive()
-            parser.feed(data)
-            if parser.requests:
-                self.deadline = math.inf
-                wire = self._take_ready(trio.current_time())
-                if wire is not None:
-                    # Most often all of it goes; then the wait for the next request, which comes
-                    # in any case, is the checkpoint.
-                    sent = connection.send_nowait(wire)
-                    if sent < len(wire):
-                        await connection.send_all(wire[sent:])
-                if parser.requests:
-                    await self._answer_all()
+            now = trio.current_time()
+            wire = None if in_head else self._recognise(data, now)
+            if wire is not None:
+                # Most often all of it goes; then the wait for the next request, which comes in any
+                # case, is the checkpoint.
+                sent = connection.send_nowait(wire)
+                if sent < len(wire):
+                    self.deadline = math.inf
+                    await connection.send_all(wire[sent:])
+                    now = trio.current_time()
                 if self._closing:
-                    if parser.refusal is not None or parser.in_body:
-                        await self._linger()
                     return
-                had_head = False
-            if parser.refusal is not None:
-                await self._refuse(parser.refusal)
+                self.deadline = now + keep_alive_timeout
+            elif await self._read(data, now, in_head):
+                in_head = self._parser.in_head
+            else:
                 return
-            if not parser.in_head:
-                self.deadline = trio.current_time() + settings.keep_alive_timeout
-            elif not had_head:
-                self.deadline = trio.current_time() + settings.head_timeout
+            if in_head:
+                data = await self._receive_head()
+            else:
+                data = b""
+                # What a drain ends is a client that says nothing more.
+                with connection.idle():
+                    data = await connection.receive_some(RECEIVE_SIZE)
+
+    def _recognise(self, data: bytes | bytearray, now: float) -> bytes | None:
+        """Return the answer to a request that came before, byte for byte, if it is ready."""
+        if type(data) is not bytes:
+            return None
+        found = self._application.ready.recall(data)
+        if found is None or found[1].fresh_until <= now:
+            return None
+        return self._say(*found, last=True)
+
+    async def _read(self, data: bytes | bytearray, now: float, had_head: bool) -> bool:
+        """Parse ``data``, and answer what it completes; return whether the connection lasts.
+
+        Args:
+          had_head: whether it goes on with a head that began earlier.
+        """
+        parser = self._parser
+        parser.feed(data)
+        if parser.requests:
+            self.deadline = math.inf
+            alone = not had_head and len(parser.requests) == 1 and not parser.in_head
+            wire = self._take_ready(now, data if alone and type(data) is bytes else None)
+            if wire is not None:
+                sent = self.connection.send_nowait(wire)
+                if sent < len(wire):
+                    await self.connection.send_all(wire[sent:])
+            if parser.requests:
+                await self._answer_all()
+            if self._closing:
+                if parser.refusal is not None or parser.in_body:
+                    await self._linger()
+                return False
+            had_head = False
+        if parser.refusal is not None:
+            await self._refuse(parser.refusal)
+            return False
+        settings = self._application.settings
+        if not parser.in_head:
+            self.deadline = trio.current_time() + settings.keep_alive_timeout
+        elif not had_head:
+            self.deadline = trio.current_time() + settings.head_timeout
+        return True
+
+    async def _receive_next(self) -> bytes | bytearray:
+        """Wait for a request's first bytes; end of file where a drain ends the wait."""
+        with self.connection.idle():
+            return await self.connection.receive_some(RECEIVE_SIZE)
+        return b""
 
     async def _receive_head(self) -> bytes | bytearray:
         """Receive more of a head; end of file where the client's time is up, after telling it."""
@@ -175,36 +225,48 @@ class Conversation:
                 scope.deadline = min(end, trio.current_time() + LINGER_PAUSE)
                 more = await connection.receive_some(RECEIVE_SIZE)
 
-    def _take_ready(self, now: float) -> bytes | None:
+    def _take_ready(self, now: float, head: bytes | None = None) -> bytes | None:
         """Take the next requests as long as their answers are ready; return those answers.
 
         The common case, a plain GET of what is in memory, in as few steps as can be.
+
+        Args:
+          head: all that came, where that is one request.
         """
         requests = self._parser.requests
         ready = self._application.ready
-        second = int(time.time())
         wires: list[bytes] = []
         size = 0
         while requests and size < OUT_SIZE and not self._closing:
             request = requests[0]
             if not request.plain:
                 break
-            prepared = ready.get(request.target)
+            prepared = ready.find(request.target)
             if prepared is None or prepared.fresh_until <= now:
                 break
             requests.popleft()
-            # The last answer of a drain says that it is.
-            if not request.keep_alive or (not requests and self._draining.is_set()):
-                self._closing = True
-            wire = prepared.wire(second, close=self._closing)
+            if head is not None:
+                ready.remember(head, request, prepared)
+            wire = self._say(request, prepared, last=not requests)
             wires.append(wire)
             size += len(wire)
-            if self._application.log is not None:
-                line = _request_line(request)
-                self._application.log.add(self.client, line, 200, len(prepared.body))
         if not wires:
             return None
         return wires[0] if len(wires) == 1 else b"".join(wires)
+
+    def _say(self, request: Request, prepared: Prepared, *, last: bool) -> bytes:
+        """Return an answer that is ready, for the log too to hear; be closing if it is the last.
+
+        Args:
+          last: whether no other request waits.
+        """
+        # The last answer of a drain says that it is.
+        if not request.keep_alive or (last and self._draining.is_set()):
+            self._closing = True
+        log = self._application.log
+        if log is not None:
+            log.add(self.client, _request_line(request), 200, len(prepared.body))
+        return prepared.wire(int(time.time()), close=self._closing)
 
     async def _answer_all(self) -> None:
         """Answer every request that has come, and send the answers."""
