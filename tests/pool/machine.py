@@ -1,8 +1,7 @@
 """The pool under a machine that does everything to it that can be done, in any order.
 
-`PoolMachine` runs trio in a thread, under a clock that stands still, and makes one move at a time.
-After each move it lets every task run until all are blocked and compares the pool with a model.
-The invariants are numbered; `tests/pool/mutants.py` breaks them one by one.
+After each move of the `Stage`, `PoolMachine` compares the pool with a model. The invariants are
+numbered; `tests/pool/mutants.py` breaks them one by one.
 
  1. Never more slots taken than `max_size`, or ever fewer after a resize.
  2. The peer never sees more connections than that either.
@@ -19,136 +18,49 @@ The invariants are numbered; `tests/pool/mutants.py` breaks them one by one.
 13. The statistics say what the model says.
 14. Nothing idle stays longer than it may, and nothing is closed before its time.
 15. If the peer answers and holders give back, every waiter gets a connection.
-
-Longer than most files here: one machine and the one model it is compared with.
 """
 
 from __future__ import annotations
 
 import math
-import threading
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from trio.testing import MockClock, wait_all_tasks_blocked
+from hypothesis.stateful import initialize, precondition, rule
 
-from trionet import Backoff, LeaseError, Pool, PoolClosedError, PoolError, PoolTimeoutError
+from tests.pool.stage import (
+    BACKOFF_FIRST,
+    BACKOFF_MAXIMUM,
+    CONNECT_TIMEOUT,
+    Client,
+    Connection,
+    Dial,
+    Stage,
+    lent_by,
+    look_at_states,
+)
+from trionet import Backoff, LeaseError, Pool, PoolTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from trionet import Lease
     from trionet._pool.supply import Supply
 
-CONNECT_TIMEOUT = 7.0
-BACKOFF_FIRST = 0.5
-BACKOFF_MAXIMUM = 2.0
 
-
-class BodyError(Exception):
-    """What a body raises."""
-
-
-class Connection:
-    """A connection of the model: what the pool ought to know of it."""
-
-    def __init__(self, model: PoolMachine, number: int, generation: int) -> None:
-        self.model = model
-        self.number = number
-        self.generation = generation
-        self.born = trio.current_time()
-        self.idle_since = self.born
-        self.shelved = model.next_stamp()
-        self.holders = 0
-        self.tainted = False
-        self.dead = False
-        self.mood = "well"
-        self.failed = False
-        self.closing = False
-        self.gone = False
-
-    def __repr__(self) -> str:
-        return f"<connection {self.number}>"
-
-    def is_readable(self) -> bool:
-        """Whether the peer has gone."""
-        return self.dead
-
-    async def aclose(self) -> None:
-        """Close, in the time the peer takes for it."""
-        self.model.closes(self)
-        try:
-            await trio.sleep(self.model.close_time)
-        finally:
-            self.gone = True
-
-    async def exchange(self) -> None:
-        """Answer a check or a reset."""
-        await trio.lowlevel.checkpoint()
-        self.failed = self.mood != "well"
-        if self.mood == "mute":
-            await trio.sleep_forever()
-        if self.mood == "ill":
-            raise OSError("not well")
-        self.shelved = self.model.next_stamp()
-
-
-class Dial:
-    """One attempt to connect, until the machine decides how it ends."""
-
-    def __init__(self, generation: int) -> None:
-        self.generation = generation
-        self.decided = trio.Event()
-        self.error: Exception | None = None
-
-
-class Client:
-    """A task that acquires, holds, and lets go as it is told."""
-
-    def __init__(self, timeout: float | None) -> None:
-        self.number = 0
-        self.timeout = timeout
-        self.scope = trio.CancelScope()
-        self.state = "waiting"
-        self.connection: Connection | None = None
-        self.error: Exception | None = None
-        self.order = trio.Event()
-        self.what = "release"
-
-    def tell(self, what: str) -> None:
-        """End the body: release, raise, discard, or put (once too often)."""
-        self.what = what
-        self.order.set()
-
-
-class PoolMachine(RuleBasedStateMachine):
+class PoolMachine(Stage):
     """See the note on top."""
 
-    # The run
+    pool: Pool[Connection]
+    pause_seen: float
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.failed_move = True
-        self.ending = False
-        self.pause_seen = -math.inf
-        self.clock = MockClock()
-        started = threading.Event()
-        self.thread = threading.Thread(
-            target=partial(trio.run, self.main, started, clock=self.clock)
-        )
-        self.thread.start()
-        started.wait()
+    def about_to_move(self) -> None:
+        """Remember how things are."""
+        self.size_before = self.supply.size
+        self.idle_before = self.idle() if self.single else []
 
-    async def main(self, started: threading.Event) -> None:
-        """Keep trio running until the machine is torn down."""
-        self.over = trio.Event()
-        self.token = trio.lowlevel.current_trio_token()
-        async with trio.open_nursery() as self.nursery:
-            started.set()
-            await self.over.wait()
-            self.nursery.cancel_scope.cancel()
+    def lease(self, client: Client) -> Lease[Connection]:
+        """Return what a client is to enter."""
+        return self.pool.acquire(timeout=client.timeout)
 
     @property
     def resume_at(self) -> float:
@@ -162,39 +74,6 @@ class PoolMachine(RuleBasedStateMachine):
             self.pause_seen = at
         return self.pause_seen
 
-    def jump(self, seconds: float) -> None:
-        """Let time pass, and all that should happen in it happen at its end."""
-        self.jumping = True
-        self.clock.jump(seconds)
-
-    def move(self, action: Callable[[], object], *, single: bool = True) -> None:
-        """Do ``action`` at once, let all tasks run, and look at everything.
-
-        Args:
-          single: at most one connection changes hands, so that the order of events is known.
-        """
-
-        async def in_trio() -> None:
-            self.single, self.jumping = single, False
-            self.size_before = self.supply.size
-            self.idle_before = self.idle() if single else []
-            action()
-            await wait_all_tasks_blocked()
-            self.look()
-
-        self.failed_move = True
-        trio.from_thread.run(in_trio, trio_token=self.token)
-        self.failed_move = False
-
-    def next_stamp(self) -> int:
-        """Return a number greater than the last one."""
-        self.stamp += 1
-        return self.stamp
-
-    def wrong(self, text: str) -> None:
-        """Remember a violation found where an exception would not get out."""
-        self.violations.append(text)
-
     # The peer
 
     async def connect(self) -> Connection:
@@ -205,41 +84,20 @@ class PoolMachine(RuleBasedStateMachine):
         # While time jumps, the end of one pause and the failure that starts the next may coincide.
         if now < self.resume_at and not self.jumping:
             self.wrong(f"4: dialling at {now}, in a pause until {self.resume_at}")
-        dial = Dial(self.generation)
-        self.pending.append(dial)
-        self.count_open()
-        try:
-            await dial.decided.wait()
-        except trio.Cancelled:
-            if not self.ending:
-                self.failed()
-            raise
-        finally:
-            self.pending.remove(dial)
-        if dial.error is not None:
-            self.failed()
-            raise dial.error
-        connection = Connection(self, len(self.made), dial.generation)
-        self.made.append(connection)
-        self.count_open()
+        self.count_open(1)
+        connection = await self.answer_to(Dial(self.generation))
+        self.count_open(0)
         return connection
 
-    def failed(self) -> None:
-        """Count a failure."""
-        self.connect_failures += 1
-
-    def count_open(self) -> None:
+    def count_open(self, more: int) -> None:
         """See how many connections are open, as the peer does."""
-        seen = len(self.pending) + sum(not c.gone for c in self.made)
+        seen = len(self.pending) + sum(not c.gone for c in self.made) + more
         if seen > self.most_allowed:
             self.wrong(f"2: the peer sees {seen} connections, {self.most_allowed} are allowed")
 
     def closes(self, connection: Connection) -> None:
         """Take notice that the pool closes ``connection``, and look for a reason."""
-        if connection.closing:
-            self.wrong(f"10: {connection} is closed twice")
         spare = sum(not c.closing for c in self.made) > self.floor
-        connection.closing = True
         now = trio.current_time()
         idle = self.options["idle_timeout"]
         lifetime = self.options["lifetime"]
@@ -260,14 +118,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     def gets(self, connection: Connection) -> None:
         """Look at what is lent, at the moment it is."""
-        self.acquired += 1
-        connection.holders += 1
         now = trio.current_time()
         lifetime = self.options["lifetime"]
-        if connection.holders != 1:
-            self.wrong(f"6: {connection} has {connection.holders} holders")
-        if connection.closing or connection.tainted or connection.dead:
-            self.wrong(f"9: {connection} is no good")
         if connection.generation != self.generation:
             self.wrong(f"9: {connection} is of a generation that has expired")
         if lifetime is not None and now > connection.born + lifetime:
@@ -277,58 +129,6 @@ class PoolMachine(RuleBasedStateMachine):
             younger = [c for c in idle if c.shelved > connection.shelved and not c.dead]
             if any(c.holders == 0 and not c.closing for c in younger):
                 self.wrong(f"8: {connection} was lent before one that was used later")
-
-    def gives(self, connection: Connection, *, good: bool) -> None:
-        """Take notice that a holder lets go."""
-        connection.holders -= 1
-        connection.idle_since = trio.current_time()
-        connection.shelved = self.next_stamp()
-        connection.tainted = not good
-
-    async def client(self, client: Client) -> None:
-        """Be one user of the pool."""
-        try:
-            with client.scope:
-                await self.hold(client)
-        except (BodyError, LeaseError, PoolError) as exc:
-            client.error = exc
-        except Exception as exc:  # noqa: BLE001 - it would end the run, and hide what was wrong
-            self.wrong(f"12: a user of the pool got {exc!r}")
-        client.state = "done"
-
-    async def hold(self, client: Client) -> None:
-        """Acquire, wait for the order, and end the body as it says."""
-        client.number = self.next_stamp()
-        lease = self.pool.acquire(timeout=client.timeout)
-        async with lease as connection:
-            client.state = "holding"
-            client.connection = connection
-            self.gets(connection)
-            good = False
-            try:
-                await client.order.wait()
-                if client.what == "raise":
-                    raise BodyError
-                if client.what == "discard":
-                    lease.discard()
-                elif client.what == "put":
-                    good = True
-                    self.pool.put(connection)
-                else:
-                    good = True
-            finally:
-                self.gives(connection, good=good)
-
-    def acquire_task(self, timeout: float | None = None) -> Client:
-        """Start a client."""
-        client = Client(timeout)
-        self.clients.append(client)
-        self.nursery.start_soon(self.client, client)
-        return client
-
-    def in_state(self, state: str) -> list[Client]:
-        """List the clients that wait, hold, or are done."""
-        return [client for client in self.clients if client.state == state]
 
     # Moves
 
@@ -360,18 +160,11 @@ class PoolMachine(RuleBasedStateMachine):
         self.options = {**options, "check": check}
         self.close_time = close_time
         self.end = end
-        self.stamp = 0
-        self.served_before: set[Client] = set()
         self.limit = self.most_allowed = max_size
         self.floor = min_size
         self.generation = 0
         self.pause_seen = -math.inf
-        self.pending: list[Dial] = []
-        self.made: list[Connection] = []
-        self.clients: list[Client] = []
         self.taken: list[Connection] = []
-        self.violations: list[str] = []
-        self.acquired = self.connect_failures = 0
         self.was_shrunk = False
         self.pool = Pool(
             self.connect,
@@ -386,24 +179,7 @@ class PoolMachine(RuleBasedStateMachine):
             **options,
         )
         self.supply: Supply[Connection] = self.pool._lender.supply
-        self.leave = trio.Event()
-        self.block_scope = trio.CancelScope()
-        self.left = False
-        self.move(lambda: self.nursery.start_soon(self.block))
-
-    async def block(self) -> None:
-        """Be the block that owns the pool."""
-        try:
-            with self.block_scope:
-                async with self.pool:
-                    await self.leave.wait()
-                    if self.end == "drain":
-                        await self.pool.drain(3)
-                    if self.end == "exception":
-                        raise BodyError
-        except BodyError:
-            pass
-        self.left = True
+        self.start()
 
     @precondition(lambda self: len(self.in_state("waiting")) < 6)
     @rule(timeout=st.sampled_from([None, None, None, 3.0]))
@@ -445,7 +221,7 @@ class PoolMachine(RuleBasedStateMachine):
                 if not self.options["check"] and any(not c.dead for c in self.idle()):
                     self.wrong("3: nothing to be had while a connection lies idle")
             else:
-                self.gets(connection)
+                self.obtained(connection)
                 self.taken.append(connection)
 
         self.move(action)
@@ -470,7 +246,8 @@ class PoolMachine(RuleBasedStateMachine):
         """Somebody gives back what it does not have."""
 
         def action() -> None:
-            for what in (object(), *self.idle()):
+            strangers: list[Any] = [object(), *self.idle()]
+            for what in strangers:
                 for give in (self.pool.put, self.pool.discard):
                     try:
                         give(what)
@@ -545,14 +322,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     def look(self) -> None:
         """Compare the pool with the model."""
-        assert not self.violations, self.violations
         now = self.pool.statistics()
         self.look_at_slots()
         self.look_at_waiters()
-        holding = {id(c.connection) for c in self.in_state("holding")}
-        lent = holding | {id(c) for c in self.taken}
+        lent = {c.connection for c in self.in_state("holding")} | set(self.taken)
         if not self.ending:
-            assert set(self.supply.lent) == lent, "5: lent is what somebody holds"
+            assert lent_by(self.pool._lender) == lent, "5: lent is what somebody holds"
         assert now.connected == len(self.made), "10"
         assert now.closed == sum(c.closing for c in self.made), "10"
         self.look_at_time()
@@ -568,17 +343,8 @@ class PoolMachine(RuleBasedStateMachine):
         supply, now = self.supply, self.pool.statistics()
         self.most_allowed = max(self.limit, min(self.most_allowed, supply.size))
         assert now.size <= max(self.limit, self.size_before), "1: more slots than there may be"
-        states = [set(supply.idle), set(supply.lent)]
-        states += [{e.key for e in self.lender._checks.running}]
-        states += [{e.key for e in self.lender._resets.running}]
-        states += [set(supply.closing)]
-        together = set().union(*states)
-        assert sum(map(len, states)) == len(together), "5: something is in two states"
-        assert set(supply.live) | set(supply.closing) == together, "5: something is in no state"
+        look_at_states(self.pool._lender)
         assert now.connecting == len(self.pending), "5: connecting"
-        total = now.idle + now.lent + now.connecting
-        total += now.checking + now.resetting + now.closing
-        assert now.size == total, "5: the counts do not add up"
         seen = len(self.pending) + sum(not c.gone for c in self.made)
         assert seen == now.size, "2: the peer sees other connections than the pool"
 
@@ -596,11 +362,7 @@ class PoolMachine(RuleBasedStateMachine):
         for client in self.clients:
             if client.connection is not None and client.state == "holding" and waiting:
                 assert client.number < min(waiting) or client in self.served_before, "7: overtaken"
-            if client.scope.cancel_called and client.state == "done":
-                caught = client.scope.cancelled_caught
-                assert caught or client.error is not None or client.order.is_set(), "11: swallowed"
-            if client.scope.cancel_called:
-                assert client.state == "done", "11: ignored"
+        self.look_at_cancels()
         self.served_before = set(self.in_state("holding"))
 
     def look_at_time(self) -> None:
@@ -621,81 +383,16 @@ class PoolMachine(RuleBasedStateMachine):
             enough = supply.size >= min(self.floor, self.limit)
             assert enough or supply.closing or supply.dials, "14: fewer than min_size"
 
-    @property
-    def lender(self) -> Any:
-        """The pool's lender."""
-        return self.pool._lender
-
     # The end
 
-    def teardown(self) -> None:
-        """Let everybody have a turn, then end the pool in one of the four ways."""
-        try:
-            if not self.failed_move:
-                self.everybody_gets_a_turn()
-                self.the_end()
-        finally:
-            trio.from_thread.run_sync(self.over.set, trio_token=self.token)
-            self.thread.join()
+    def put_back(self) -> None:
+        """Give back what was taken."""
+        for connection in self.taken:
+            self.gives(connection, good=True)
+            self.pool.put(connection)
+        self.taken.clear()
 
-    def everybody_gets_a_turn(self) -> None:
-        """Invariant 15."""
-
-        def generous() -> None:
-            for connection in self.made:
-                connection.mood = "well"
-            for dial in self.pending:
-                dial.decided.set()
-            for client in self.in_state("holding"):
-                client.tell("release")
-            for connection in self.taken:
-                self.gives(connection, good=True)
-                self.pool.put(connection)
-            self.taken.clear()
-            self.jump(1.0)
-
-        for _ in range(30):
-            self.move(generous, single=False)
-            if not self.in_state("waiting"):
-                break
-        assert not self.in_state("waiting"), "15: somebody waits for ever"
-        self.move(self.acquire_task)
-        last = self.clients[-1]
-        for _ in range(12):
-            self.move(generous, single=False)
-        assert last.state == "done"
-        assert last.connection is not None, "15: nobody can be served any more"
-
-    def the_end(self) -> None:
-        """Invariant 12."""
-
-        def crowd() -> None:
-            for _ in range(self.limit + 2):
-                self.acquire_task()
-            for dial in self.pending:
-                dial.decided.set()
-
-        self.move(crowd, single=False)
-
-        def leave() -> None:
-            self.ending = True
-            self.leave.set()
-            if self.end == "cancel":
-                self.block_scope.cancel()
-
-        self.move(leave, single=False)
-        assert not self.in_state("waiting"), "12: somebody waits in a closed pool"
-        if self.end == "normal":
-            for client in self.in_state("holding"):
-                self.move(partial(client.tell, "release"))
-        for _ in range(8):
-            self.move(lambda: self.jump(1.0))
-        assert self.left, "12: the block does not end"
-        assert all(connection.gone for connection in self.made), "12: something is open"
-        assert not self.pool.statistics().size, "12: a slot is taken"
-        for client in self.in_state("holding"):
-            self.move(partial(client.tell, "release"))
-        self.move(self.acquire_task)
-        assert isinstance(self.clients[-1].error, PoolClosedError), "12: it lends after the end"
-        assert not any(client.state != "done" for client in self.clients)
-        assert not self.nursery.child_tasks, "12: a task is left"
+    def crowd(self) -> None:
+        """Start more clients than can be served."""
+        for _ in range(self.limit + 2):
+            self.acquire_task()

@@ -1,9 +1,9 @@
 # ruff: noqa: E501 - pieces of source are shown as they are
-"""Would the invariants notice? One deliberate fault at a time, and the machine has to find it.
+"""Would the invariants notice? One deliberate fault at a time, and a machine has to find it.
 
 Not collected with the other tests, since each fault costs seconds: run this file by name. Every
 mutant is a copy of the tree with one piece of the pool's source replaced, in which
-`test_invariants.py` must fail.
+`test_invariants.py` must fail, or `test_keyed_invariants.py` for the invariants of that one alone.
 """
 
 from __future__ import annotations
@@ -233,11 +233,86 @@ MUTANTS = (
         "            retry.resting = False\n            if not self.dials",
         "            retry.resume_at = math.inf\n            if not self.dials",
     ),
+    Mutant(
+        16,
+        "dial without looking for a slot among all keys",
+        "keyed.py",
+        "            if budget.taken < budget.limit:\n                hungry",
+        "            if budget.taken <= budget.limit:\n                hungry",
+    ),
+    Mutant(
+        16,
+        "give back a shared slot before its connection is closed",
+        "supply.py",
+        "        if self.budget is not None:\n            self.budget.closing += 1",
+        "        if self.budget is not None:\n            self.budget.taken -= 1\n"
+        "            self.budget.closing += 1",
+    ),
+    Mutant(
+        17,
+        "close nothing to make room",
+        "keyed.py",
+        "        if oldest is None:\n            return False",
+        "        return False",
+    ),
+    Mutant(
+        17,
+        "leave a slot that became free at one key to that key",
+        "keyed.py",
+        "        for _, hungry in self._claims():\n            if budget.taken",
+        "        for _, hungry in self._claims():\n            if hungry is not lender:\n"
+        "                continue\n            if budget.taken",
+    ),
+    Mutant(
+        18,
+        "keep for its key what comes free while somebody else has waited longer",
+        "keyed.py",
+        "            coming -= 1\n            if coming < 0:\n                return True",
+        "            coming -= 1",
+    ),
+    Mutant(
+        18,
+        "give room to the youngest claim first",
+        "keyed.py",
+        "heap.append((first.arrived, number, lender, line))",
+        "heap.append((-first.arrived, number, lender, line))",
+    ),
+    Mutant(
+        19,
+        "close what was used last to make room",
+        "keyed.py",
+        "        oldest = min(",
+        "        oldest = max(",
+    ),
+    Mutant(
+        19,
+        "make room for a claim that the slot being freed already serves",
+        "keyed.py",
+        "        coming = budget.closing\n        for _, hungry",
+        "        coming = 0\n        for _, hungry",
+    ),
+    Mutant(
+        20,
+        "remember every key",
+        "keyed.py",
+        "        if supply.size or supply.retry.resting or lender.waiting:\n            return",
+        "        return",
+    ),
+    Mutant(
+        20,
+        "forget what was done for a key with the key",
+        "keyed.py",
+        "        self.past.update({name: getattr(now, name) for name in COUNTS})",
+        "",
+    ),
 )
+
+# Those from here on are the keyed pool's alone.
+FIRST_KEYED = 16
 
 
 def test_every_invariant_has_a_mutant() -> None:
-    assert {mutant.invariant for mutant in MUTANTS} == set(range(1, 16))
+    assert {mutant.invariant for mutant in MUTANTS} == set(range(1, 21))
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.invariant}: {m.fault}")
@@ -250,10 +325,11 @@ def test_the_machine_notices(mutant: Mutant, tmp_path: Path) -> None:
     assert text.count(mutant.old) == 1, "the pool has changed: change the mutant too"
     source.write_text(text.replace(mutant.old, mutant.new))
 
+    name = "invariants" if mutant.invariant < FIRST_KEYED else "keyed_invariants"
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "tests/pool/test_invariants.py"],
+        [sys.executable, "-m", "pytest", "-q", "-x", f"tests/pool/test_{name}.py"],
         cwd=tmp_path,
-        env={**os.environ, "POOL_EXAMPLES": "2000"},
+        env={**os.environ, "POOL_EXAMPLES": "2000", "PYTEST_TIMEOUT": "580"},
         capture_output=True,
         text=True,
         timeout=580,

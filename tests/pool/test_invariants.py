@@ -8,7 +8,7 @@ from hypothesis import Phase, settings
 
 from tests.pool.machine import PoolMachine
 
-PoolMachine.TestCase.settings = settings(
+SETTINGS = settings(
     max_examples=int(os.environ.get("POOL_EXAMPLES", "100")),
     stateful_step_count=40,
     deadline=None,
@@ -16,4 +16,5 @@ PoolMachine.TestCase.settings = settings(
     # Shrinking a failure takes minutes: without it when only the failure counts.
     phases=[p for p in Phase if p is not Phase.shrink or "POOL_EXAMPLES" not in os.environ],
 )
+PoolMachine.TestCase.settings = SETTINGS
 TestPool = PoolMachine.TestCase

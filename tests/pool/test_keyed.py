@@ -190,6 +190,19 @@ async def test_keys_that_are_not_used_are_forgotten_but_counted(
                 await lease.__aenter__()
 
 
+async def test_a_timeout_that_leaves_its_key_to_be_forgotten_still_counts(
+    autojump_clock: MockClock,
+) -> None:
+    async with KeyedPool(Peers().connect, max_total=1, max_per_key=1) as pool:
+        async with pool.acquire("a"):
+            with pytest.raises(PoolTimeoutError):
+                await pool.acquire("b", timeout=1).__aenter__()
+
+        assert pool.keys == ("a",)
+        assert pool.statistics().timed_out == 1
+        assert pool.statistics().cancelled == 0
+
+
 async def test_two_leases_of_a_forgotten_key_share_its_limit(autojump_clock: MockClock) -> None:
     async with KeyedPool(Peers().connect, max_total=9, max_per_key=1) as pool:
         first, second = pool.acquire("a"), pool.acquire("a", timeout=1)

@@ -136,6 +136,13 @@ class _Group(Generic[K, T]):
         """Forget the lender if nobody else waits and nothing is there."""
         self._tidy(lender)
 
+    def timed_out(self, lender: Lender[Any], /) -> None:
+        """Count it for a lender that was forgotten as they left."""
+        key: Any = lender.name
+        if self.lenders.get(key) is not lender:
+            self.past["timed_out"] += 1
+            self.past["cancelled"] -= 1
+
     def grow(self, lender: Lender[Any], /) -> None:
         """Give slots to those who have waited longest, and make room for them."""
         self._tidy(lender)

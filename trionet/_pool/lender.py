@@ -80,6 +80,9 @@ class Group(Protocol):
     def left(self, lender: Lender[Any], lease: Lease[Any], /) -> None:
         """Take notice that ``lease`` is not waited for any more at ``lender``: a cancellation."""
 
+    def timed_out(self, lender: Lender[Any], /) -> None:
+        """Take notice that it was for their ``timeout``: they say so once they run again."""
+
 
 @final
 class Lender(Generic[T]):
@@ -244,6 +247,8 @@ class Lender(Generic[T]):
             entry: Entry[T] = await self.queue.wait(task)
             return entry
         self.timed_out += 1
+        if self.group is not None:
+            self.group.timed_out(self)
         raise timeout_error(
             timeout,
             self.statistics(),
