@@ -30,19 +30,42 @@ def pattern(size: int) -> bytes:
     return (PATTERN * (size // 251 + 1))[:size]
 
 
-async def witness(pair: Pair, stop: trio.Event) -> int:
-    """Echo on a stream of its own until told to stop; every byte must come back."""
-    rounds = 0
-    async with await pair.client.open_stream() as stream:
-        while not stop.is_set():
-            message = b"%d" % rounds * 50
-            await stream.send_all(message)
-            received = b""
-            while len(received) < len(message):
-                received += await stream.receive_some()
-            assert received == message
-            rounds += 1
-    return rounds
+class Witness:
+    """A stream of its own, whose every byte must come back, whatever is cancelled meanwhile.
+
+    Attributes:
+      rounds: how many messages have.
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._stop = False
+        self._left = trio.Event()
+        self.rounds = 0
+
+    async def run(self) -> None:
+        """Send and compare, one message after another, until told to stop."""
+        async with await self._pair.server.open_stream() as stream:
+            while not self._stop:
+                message = b"%d," % self.rounds * 50
+                await stream.send_all(message)
+                received = b""
+                while len(received) < len(message):
+                    received += await stream.receive_some()
+                assert received == message
+                self.rounds += 1
+            await stream.send_eof()
+            assert await receive_all(stream) == b""
+        self._left.set()
+
+    async def stop(self) -> None:
+        """See that it has not come to a standstill."""
+        with trio.fail_after(5):
+            before = self.rounds
+            while self.rounds < before + 2:
+                await trio.lowlevel.checkpoint()
+            self._stop = True
+            await self._left.wait()
 
 
 async def sweep(
@@ -50,17 +73,15 @@ async def sweep(
 ) -> None:
     """Play ``scenario`` cancelled at step 1, 2, 3 ... until that makes no difference."""
     for step in itertools.count(1):
-        async with sessions(CARRIERS[carrier], config) as pair:
-            stop = trio.Event()
-            async with trio.open_nursery() as nursery:
-                # The witness lives on streams that the server opens to the client's echo.
-                nursery.start_soon(serve, pair.client, echo)
-                nursery.start_soon(witness, Pair(pair.server, pair.client), stop)
-                await wait_some()
-                last = await scenario(pair, step)
-                stop.set()
-                await wait_all_tasks_blocked()
-                nursery.cancel_scope.cancel()
+        async with sessions(CARRIERS[carrier], config) as pair, trio.open_nursery() as nursery:
+            # The witness's stream is opened by the server, those of a scenario by the client.
+            nursery.start_soon(serve, pair.client, echo)
+            witness = Witness(pair)
+            nursery.start_soon(witness.run)
+            await wait_some()
+            last = await scenario(pair, step)
+            await witness.stop()
+            nursery.cancel_scope.cancel()
         if last:
             assert step > 1
             return
@@ -104,7 +125,7 @@ CONFIG = MuxConfig(keepalive=None)
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("carrier", ["memu", "memb"])
-async def test_a_cancelled_send_has_sent_just_what_it_says(carrier: str, size: int) -> None:
+async def test_s12_a_cancelled_send_has_sent_just_what_it_says(carrier: str, size: int) -> None:
     async def scenario(pair: Pair, step: int) -> bool:
         near, far = await pair.streams()
         received = bytearray()
@@ -133,7 +154,7 @@ async def test_a_cancelled_send_has_sent_just_what_it_says(carrier: str, size: i
 
 
 @pytest.mark.parametrize("carrier", ["memu", "memb"])
-async def test_a_cancelled_receive_has_received_nothing(carrier: str) -> None:
+async def test_s12_a_cancelled_receive_has_received_nothing(carrier: str) -> None:
     async def scenario(pair: Pair, step: int) -> bool:
         near, far = await pair.streams()
         async with trio.open_nursery() as nursery:
@@ -151,7 +172,7 @@ async def test_a_cancelled_receive_has_received_nothing(carrier: str) -> None:
     await sweep(carrier, scenario, CONFIG)
 
 
-async def test_a_cancelled_receive_that_waits_loses_nothing() -> None:
+async def test_s12_a_cancelled_receive_that_waits_loses_nothing() -> None:
     async def scenario(pair: Pair, step: int) -> bool:
         near, far = await pair.streams()
         async with trio.open_nursery() as nursery:
@@ -170,7 +191,7 @@ async def test_a_cancelled_receive_that_waits_loses_nothing() -> None:
     await sweep("memu", scenario, CONFIG)
 
 
-async def test_a_cancelled_open_uses_no_id_and_holds_no_slot() -> None:
+async def test_s12_a_cancelled_open_uses_no_id_and_holds_no_slot() -> None:
     config = MuxConfig(keepalive=None, max_outbound_streams=2)
 
     async def scenario(pair: Pair, step: int) -> bool:
@@ -197,7 +218,7 @@ async def test_a_cancelled_open_uses_no_id_and_holds_no_slot() -> None:
     await sweep("memu", scenario, config)
 
 
-async def test_a_cancelled_accept_loses_no_stream() -> None:
+async def test_s12_a_cancelled_accept_loses_no_stream() -> None:
     async def scenario(pair: Pair, step: int) -> bool:
         async with trio.open_nursery() as nursery:
             opened: list[MuxStream] = []
@@ -217,7 +238,7 @@ async def test_a_cancelled_accept_loses_no_stream() -> None:
     await sweep("memu", scenario, CONFIG)
 
 
-async def test_a_cancelled_aclose_has_closed_and_loses_nothing() -> None:
+async def test_s12_a_cancelled_aclose_has_closed_and_loses_nothing() -> None:
     async def scenario(pair: Pair, step: int) -> bool:
         near, far = await pair.streams()
         await near.send_all(pattern(4096))
@@ -232,7 +253,7 @@ async def test_a_cancelled_aclose_has_closed_and_loses_nothing() -> None:
     await sweep("memu", scenario, CONFIG)
 
 
-async def test_a_cancelled_send_eof_has_sent_it_or_not() -> None:
+async def test_s12_a_cancelled_send_eof_has_sent_it_or_not() -> None:
     async def scenario(pair: Pair, step: int) -> bool:
         near, far = await pair.streams()
         await near.send_all(b"all")
@@ -244,6 +265,45 @@ async def test_a_cancelled_send_eof_has_sent_it_or_not() -> None:
         return attempt.last
 
     await sweep("memu", scenario, CONFIG)
+
+
+@pytest.mark.parametrize(
+    "operation", ["send_all", "send_eof", "receive_some", "open_stream", "accept", "aclose"]
+)
+async def test_s12_what_is_cancelled_before_it_begins_does_nothing_but_close(
+    operation: str,
+) -> None:
+    async with sessions(config=CONFIG) as pair:
+        near, far = await pair.streams()
+        waiting = await pair.client.open_stream()
+        await far.send_all(b"to be received")
+        await wait_all_tasks_blocked()
+        listener = pair.server.listener()
+        call: Callable[[], Awaitable[Any]] = {
+            "send_all": partial(near.send_all, b"never sent"),
+            "send_eof": near.send_eof,
+            "receive_some": near.receive_some,
+            "open_stream": pair.client.open_stream,
+            "accept": listener.accept,
+            "aclose": near.aclose,
+        }[operation]
+
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await call()
+
+        assert scope.cancelled_caught
+        assert near.closed == (operation == "aclose")
+        if not near.closed:
+            assert await near.receive_some() == b"to be received"
+            await near.send_all(b"sent")
+            await near.send_eof()
+        assert await receive_all(far) == (b"" if near.closed else b"sent")
+        accepted = await listener.accept()
+        opened = await pair.client.open_stream()
+        assert (accepted.stream_id, opened.stream_id) == (3, 5)
+        for stream in (near, far, waiting, accepted, opened):
+            await stream.aclose()
 
 
 @pytest.mark.parametrize("operation", ["send_all", "wait_send_all_might_not_block"])
