@@ -138,11 +138,16 @@ async def clog(stream: MuxStream) -> None:
 
 
 class Line:
-    """One direction of a link: latency for every byte, and so many bytes a second."""
+    """One direction of a link: latency for every byte, and so many bytes a second.
+
+    Attributes:
+      cut: what is sent from now on arrives nowhere, and nobody is told.
+    """
 
     def __init__(self, latency: float, rate: float) -> None:
         self._latency = latency
         self._rate = rate
+        self.cut = False
         self._free_at = 0.0
         self._in, self._out = trio.open_memory_channel[tuple[float, bytes]](math.inf)
 
@@ -152,7 +157,8 @@ class Line:
         for start in range(0, len(data), SEGMENT):
             segment = data[start : start + SEGMENT]
             self._free_at += len(segment) / self._rate
-            self._in.send_nowait((self._free_at + self._latency, segment))
+            if not self.cut:
+                self._in.send_nowait((self._free_at + self._latency, segment))
         # The line takes as fast as it carries; what is under way is under way.
         await trio.sleep_until(self._free_at)
 
@@ -165,7 +171,8 @@ class Line:
         return data
 
     def end(self) -> None:
-        self._in.close()
+        if not self.cut:
+            self._in.close()
 
 
 class LinkStream(trio.abc.HalfCloseableStream):
@@ -189,6 +196,10 @@ class LinkStream(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         return await self._incoming.receive()
+
+    def cut(self) -> None:
+        """Lose whatever either end sends from now on."""
+        self._incoming.cut = self._outgoing.cut = True
 
     async def send_eof(self) -> None:
         self._outgoing.end()

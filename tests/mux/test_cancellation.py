@@ -279,18 +279,18 @@ async def test_s12_what_is_cancelled_before_it_begins_does_nothing_but_close(
         await far.send_all(b"to be received")
         await wait_all_tasks_blocked()
         listener = pair.server.listener()
-        call: Callable[[], Awaitable[Any]] = {
+        calls: dict[str, Callable[[], Awaitable[Any]]] = {
             "send_all": partial(near.send_all, b"never sent"),
             "send_eof": near.send_eof,
             "receive_some": near.receive_some,
             "open_stream": pair.client.open_stream,
             "accept": listener.accept,
             "aclose": near.aclose,
-        }[operation]
+        }
 
         with trio.CancelScope() as scope:
             scope.cancel()
-            await call()
+            await calls[operation]()
 
         assert scope.cancelled_caught
         assert near.closed == (operation == "aclose")

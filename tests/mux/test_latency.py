@@ -60,42 +60,65 @@ async def test_a_window_that_cannot_grow_gives_window_by_round_trip(
     assert found[0] == pytest.approx(WINDOW / round_trip, rel=0.2)
 
 
-@pytest.mark.parametrize("round_trip", [0, 0.02, 0.06, 0.2])
-async def test_s16_windows_grow_until_the_link_is_full(
-    round_trip: float, autojump_clock: MockClock
+async def test_s16_without_latency_the_link_is_full_from_the_first(
+    autojump_clock: MockClock,
 ) -> None:
-    async with sessions(link(round_trip / 2, RATE)) as pair:
-        found = await measure(pair, 6, 4)
+    async with sessions(link(0, RATE)) as pair:
+        found = await measure(pair, 2, 4)
 
-    assert found[-1] == pytest.approx(RATE, rel=0.2)
+    assert found == pytest.approx([RATE] * 4, rel=0.05)
+
+
+async def per_round_trip(pair: Pair, round_trip: float, trips: int) -> list[float]:
+    """Receive for so many round trips; return how many windows came in each of them."""
+    found: list[float] = []
+    near = await pair.client.open_stream()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pour, near, 1000)
+        far = await pair.server.listener().accept()
+        # The first byte left half a round trip ago; the last of a trip has come by its end.
+        begun = trio.current_time() - round_trip / 2
+
+        async def drink() -> None:
+            while True:
+                await far.receive_some()
+
+        nursery.start_soon(drink)
+        for trip in range(1, trips + 1):
+            before = far.bytes_received
+            await trio.sleep_until(begun + (trip + 0.4) * round_trip)
+            found.append((far.bytes_received - before) / WINDOW)
+        nursery.cancel_scope.cancel()
+    near.reset()
+    far.reset()
+    return found
 
 
 @pytest.mark.parametrize("round_trip", [0.02, 0.06, 0.2])
-async def test_s16_before_it_has_grown_one_window_comes_a_round_trip(
+async def test_s16_a_window_doubles_each_round_trip_up_to_its_limit(
     round_trip: float, autojump_clock: MockClock
 ) -> None:
     """The ping that tells how far it is leaves with the first bytes read, half a trip after the
-    start; what grows by its answer is felt two trips later."""
+    start, and what is granted by its answer is felt two trips later, half of it at first. From then
+    on each trip brings as much as the peer was granted, on a link that has room for all of it."""
     async with sessions(link(round_trip / 2, 1e10)) as pair:
-        near = await pair.client.open_stream()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pour, near, 10)
-            far = await pair.server.listener().accept()
-            start = trio.current_time() - round_trip / 2
+        found = await per_round_trip(pair, round_trip, 9)
 
-            async def drink() -> None:
-                while True:
-                    await far.receive_some()
+    assert found == [1, 1, 1.5, 3, 6, 12, 24, 48, 64]
 
-            nursery.start_soon(drink)
-            for trips, windows in ((1.4, 1), (2.4, 2)):
-                await trio.sleep_until(start + trips * round_trip)
-                assert far.bytes_received == windows * WINDOW
-            await trio.sleep_until(start + 3.4 * round_trip)
-            assert far.bytes_received > 3 * WINDOW
-            nursery.cancel_scope.cancel()
-        near.reset()
-        far.reset()
+
+@pytest.mark.parametrize("round_trip", [0.02, 0.06, 0.2])
+async def test_s16_a_window_grows_until_the_link_is_full_and_then_it_is(
+    round_trip: float, autojump_clock: MockClock
+) -> None:
+    rate = 2e7
+    full = rate * round_trip / WINDOW
+    async with sessions(link(round_trip / 2, rate)) as pair:
+        found = await per_round_trip(pair, round_trip, 13)
+
+    assert found[0] == 1
+    # Ten round trips reach what carries sixty-four windows in one.
+    assert found[10:] == pytest.approx([full] * 3, rel=0.05)
 
 
 async def test_s16_a_window_does_not_grow_on_a_path_without_latency(

@@ -839,23 +839,6 @@ async def test_a_session_runs_over_a_stream_of_another() -> None:
             await near.aclose()
 
 
-async def test_s17_bulk_data_is_a_sign_of_life(autojump_clock: trio.testing.MockClock) -> None:
-    """A ping behind ten seconds of data on a slow line kills nobody."""
-    config = MuxConfig(keepalive=1, keepalive_timeout=1)
-    async with sessions(link(0.05, 20_000), config) as pair, trio.open_nursery() as nursery:
-        near, far = await pair.streams()
-
-        async def send() -> None:
-            await near.send_all(bytes(200_000))
-            await near.aclose()
-
-        nursery.start_soon(send)
-
-        assert len(await receive_all(far)) == 200_000
-        await far.aclose()
-    assert trio.current_time() > 10
-
-
 async def test_s17_a_silent_peer_is_given_up_in_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
