@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trustme
 
+import trionet
 from trionet._mux.session import MuxConfig, MuxSession, open_mux
 from trionet._streams.memory import memory_stream_pair
 
@@ -25,6 +26,8 @@ QUIET = MuxConfig(keepalive=None)
 
 # What arrives at once.
 SEGMENT = 4096
+
+HOST = "mux.example"
 
 StreamPair = tuple[trio.abc.Stream, trio.abc.Stream]
 
@@ -56,37 +59,62 @@ async def trios() -> StreamPair:
 
 
 async def tcp() -> StreamPair:
+    return await dialled()
+
+
+async def tls() -> StreamPair:
+    return await dialled(*certificates())
+
+
+async def dialled(
+    client: ssl.SSLContext | None = None, server: ssl.SSLContext | None = None
+) -> StreamPair:
+    """Dial and accept with trionet's own calls."""
+    (listener,) = await trionet.listen("tcp", "127.0.0.1:0", ssl_context=server)
+    async with listener:
+        near = await trionet.dial(
+            "tcp",
+            str(listener.address),
+            ssl_context=client,
+            server_hostname=HOST if client else None,
+        )
+        return near, await listener.accept()
+
+
+async def trios_tcp() -> StreamPair:
     listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
     async with listener:
         near = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
         return near, await listener.accept()
 
 
+async def trios_tls() -> StreamPair:
+    near, far = await trios_tcp()
+    client, server = certificates()
+    return (
+        trio.SSLStream(near, client, server_hostname=HOST),
+        trio.SSLStream(far, server, server_side=True),
+    )
+
+
 @cache
 def certificates() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("mux.example").configure_cert(server)
+    authority.issue_cert(HOST).configure_cert(server)
     client = ssl.create_default_context()
     authority.configure_trust(client)
     return client, server
 
 
-async def tls() -> StreamPair:
-    near, far = await tcp()
-    client, server = certificates()
-    return (
-        trio.SSLStream(near, client, server_hostname="mux.example"),
-        trio.SSLStream(far, server, server_side=True),
-    )
-
-
 CARRIERS: dict[str, Callable[[], Awaitable[StreamPair]]] = {
     "memu": memory,
     "memb": buffered,
-    "trio": trios,
+    "trio's memory": trios,
     "tcp": tcp,
     "tls": tls,
+    "trio's tcp": trios_tcp,
+    "trio's tls": trios_tls,
 }
 
 
