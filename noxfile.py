@@ -112,6 +112,14 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into docs/_build; a warning is an error."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "-j", "auto", "docs", "docs/_build")
+    say("Read docs/_build/index.html.")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure trionet and its peers in turns; ``-- memory`` measures one file of ``bench/``."""
     names = session.posargs or sorted(
