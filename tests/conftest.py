@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import pytest
 import trustme
 
+# The plugin of our own is named for those who have not installed trionet.
+pytest_plugins = ("pytester", "trionet.pytest_plugin")
+
 
 @dataclass(frozen=True)
 class Certificates:

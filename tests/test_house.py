@@ -117,6 +117,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "task_tree",
             "watch",
             "simulation",
+            "certificates",
         ),
     ),
     ("integrations", ("httpx", "_to_anyio", "anyio", "prometheus", "websocket", "hypercorn")),

@@ -1,0 +1,265 @@
+"""The pytest plugin: tests in virtual time, with a seed.
+
+It is installed with trionet. A test that asks for `net_seed`, or has the mark ``seeds``, runs as
+`trionet.testing.simulate` runs a program::
+
+    @pytest.mark.seeds(200)
+    async def test_the_order_does_not_matter(nursery): ...
+
+``seeds(n)`` runs a test with the seeds 0 to n - 1, each a test of its own; a synchronous test gets
+them from `net_seed`, and is not simulated. A failure tells its seed, and ``--net-seed=N`` runs with
+the seed N alone. Deadlocks, real sockets and slow threads fail a test.
+
+The fixtures `memory_network` and `tls` are for any test. Async tests are run with pytest-trio,
+where that is installed, and so may use its fixtures; those start in no certain order, so the seed
+begins anew when all are set up. Other async plugins, and Hypothesis's ``@given`` on an async
+function, do not go together with it: use `simulate` within a synchronous test.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, final
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+
+    import trio
+    from trio.testing import MockClock
+
+    import trionet
+    from trionet.testing.certificates import Certificates
+    from trionet.testing.simulation import Simulation
+
+__all__ = (
+    "memory_network",
+    "net_seed",
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_generate_tests",
+    "pytest_pyfunc_call",
+    "pytest_runtest_call",
+    "pytest_runtest_makereport",
+    "pytest_runtest_setup",
+    "tls",
+)
+
+# How much of a trace a failure shows.
+LAST_EVENTS: Final = 30
+
+
+@final
+@dataclass
+class _Story:
+    """What is known of one simulated test, from its set-up to its report."""
+
+    simulation: Simulation | None = None
+
+
+_STORY: Final = pytest.StashKey[_Story]()
+
+
+# Options, marks, parameters
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--net-seed``."""
+    parser.getgroup("trionet").addoption(
+        "--net-seed",
+        type=int,
+        default=None,
+        metavar="N",
+        help="run simulated tests with this seed (instead of 0, or those of @pytest.mark.seeds)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Describe the mark."""
+    config.addinivalue_line(
+        "markers", "seeds(n): run the test with the seeds 0 to n - 1; an async test is simulated"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make one test for each seed."""
+    mark = metafunc.definition.get_closest_marker("seeds")
+    if mark is None:
+        return
+    if len(mark.args) != 1 or mark.kwargs or not isinstance(mark.args[0], int) or mark.args[0] < 1:
+        got = ", ".join([*map(repr, mark.args), *(f"{k}={v!r}" for k, v in mark.kwargs.items())])
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid}: seeds takes a positive number, got seeds({got})"
+        )
+    chosen = metafunc.config.getoption("net_seed")
+    seeds = range(mark.args[0]) if chosen is None else [chosen]
+    if "net_seed" not in metafunc.fixturenames:
+        # Or it would not be a parameter that may be given.
+        metafunc.fixturenames.append("net_seed")
+    metafunc.parametrize("net_seed", seeds, indirect=True, ids=[f"seed{seed}" for seed in seeds])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have pytest-trio run simulated tests by us."""
+    for item in items:
+        if not isinstance(item, pytest.Function):
+            continue
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if "net_seed" in parameters and "net_seed" not in item.fixturenames:
+            # pytest drops names that neither the test nor a fixture asks for.
+            item.fixturenames.append("net_seed")
+        if "net_seed" not in item.fixturenames:
+            continue
+        hypothesis = getattr(item.obj, "hypothesis", None)
+        if not inspect.iscoroutinefunction(getattr(hypothesis, "inner_test", item.obj)):
+            continue
+        item.stash[_STORY] = _Story()
+        if config.pluginmanager.hasplugin("trio"):
+            # Before the marks that pytest-trio adds, or the test has: it takes the first `run`.
+            mark = pytest.mark.trio(run=functools.partial(_run, item))
+            item.add_marker(mark, append=False)
+
+
+# Running
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse what would silently run in real time."""
+    if _STORY not in item.stash:
+        return
+    item.stash[_STORY] = _Story()
+    if hasattr(item.obj, "hypothesis"):  # type: ignore[attr-defined]
+        pytest.fail(
+            "@given on an async test cannot be simulated, since pytest-trio would run it in real "
+            "time: call trionet.testing.simulate() in a synchronous @given test",
+            pytrace=False,
+        )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Let the seed begin where the test does, and see that it is us who run it."""
+    # Where a test is run again, pytest-trio's wrapper already has ours inside.
+    if _STORY not in item.stash or not inspect.iscoroutinefunction(item.obj):  # type: ignore[attr-defined]
+        return
+    test = item.obj  # type: ignore[attr-defined]
+
+    @functools.wraps(test)
+    async def begin(**arguments: object) -> None:
+        simulation = item.stash[_STORY].simulation
+        if simulation is None:
+            pytest.fail(
+                "another plugin than pytest-trio runs this test, in real time and without a seed",
+                pytrace=False,
+            )
+        simulation.restart()
+        await test(**arguments)
+
+    item.obj = begin  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
+    """Run a simulated test where there is no pytest-trio."""
+    if _STORY not in pyfuncitem.stash or pyfuncitem.config.pluginmanager.hasplugin("trio"):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    _run(pyfuncitem, functools.partial(pyfuncitem.obj, **arguments))
+    return True
+
+
+def _run(
+    item: pytest.Function,
+    test: Callable[[], Awaitable[object]],
+    *,
+    clock: trio.abc.Clock | None = None,
+    instruments: Sequence[trio.abc.Instrument] = (),
+) -> None:
+    from trionet.testing.simulation import Simulation
+
+    story = item.stash[_STORY]
+    seed: Any = item.funcargs["net_seed"]
+    story.simulation = Simulation(seed, clock=_checked(clock))
+
+    async def main() -> None:
+        await test()
+
+    # What a deadlock calls the task at the root.
+    main.__name__ = item.name
+    story.simulation.run(main, instruments=instruments)
+
+
+def _checked(clock: trio.abc.Clock | None) -> MockClock | None:
+    from trio.testing import MockClock
+
+    if clock is None or (isinstance(clock, MockClock) and clock.autojump_threshold == 0):
+        return clock
+    pytest.fail("a simulated test needs no clock, or the fixture autojump_clock", pytrace=False)
+
+
+# Telling
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to a failure what is needed to understand and repeat it."""
+    report = yield
+    story = item.stash.get(_STORY, None)
+    if report.failed and story is not None and story.simulation is not None:
+        report.sections.append(("trionet", _tell(item, story.simulation)))
+    return report
+
+
+def _tell(item: pytest.Item, simulation: Simulation) -> str:
+    parts = [
+        simulation.report(LAST_EVENTS),
+        f'To repeat it: pytest "{item.nodeid}" --net-seed={simulation.seed}',
+    ]
+    return "\n".join(parts)
+
+
+# Fixtures
+
+
+@pytest.fixture
+def net_seed(request: pytest.FixtureRequest) -> int:
+    """The seed of this test: the mark's, or ``--net-seed``, or 0."""
+    given: int | None = getattr(request, "param", None)
+    if given is None:
+        given = request.config.getoption("net_seed")
+    return 0 if given is None else given
+
+
+@pytest.fixture
+def memory_network() -> Iterator[trionet.Network]:
+    """A `trionet.Network` whose ``tcp`` and ``unix`` are memory; what stays open in it is an error.
+
+    Addresses are names there: dial the very text that was listened on.
+    """
+    from trionet import Network
+
+    network = Network()
+    for outside in ("tcp", "tcp4", "tcp6", "unix"):
+        network.map_network(outside, "memb")
+    yield network
+    left = {kind: names for kind in ("memu", "memb") if (names := network.names(kind))}
+    if left:
+        pytest.fail(f"listeners are left open: {left}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def tls() -> Certificates:
+    """`Certificates` to be thrown away: ``tls.client``, ``tls.server``, ``tls.server_called()``."""
+    try:
+        from trionet.testing.certificates import Certificates
+
+        return Certificates()
+    except ImportError as exc:
+        pytest.fail(f"the fixture tls needs trustme: pip install trustme ({exc})", pytrace=False)
