@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from tests.pool.peer import FakeConnection, FakePeer
-from trionet import Backoff, Pool
+from tests.pool.steps import cancelled_at, sweep
+from trionet import Backoff, KeyedPool, Pool, PoolClosedError, PoolTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-# No scenario takes more steps than this; one that does would make the sweep end too early.
-MOST_STEPS = 60
+    from trionet import Lease
 
-
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope once the tasks in it have taken ``n`` steps together."""
-
-    def __init__(self, scope: trio.CancelScope, n: int) -> None:
-        self.scope = scope
-        self.left = n
-        self.root = trio.lowlevel.current_task()
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Count the steps of the root and of the tasks below it."""
-        above: trio.lowlevel.Task | None = task
-        while above is not None and above is not self.root:
-            nursery = above.parent_nursery
-            above = None if nursery is None else nursery.parent_task
-        if above is self.root:
-            self.left -= 1
-            if self.left == 0:
-                self.scope.cancel()
+    Keyed: TypeAlias = KeyedPool[str, FakeConnection]
+    Either: TypeAlias = Pool[FakeConnection] | Keyed
 
 
 async def use(pool: Pool[FakeConnection]) -> None:
@@ -101,7 +84,32 @@ async def exchange(_: FakeConnection) -> None:
     await trio.sleep(0.1)
 
 
-@pytest.mark.parametrize("kind", ["plain", "checked", "reset", "slow to close", "flaky"])
+KINDS = ["plain", "checked", "reset", "slow to close", "flaky"]
+
+
+class World:
+    """A peer that is of some kind, and how to make a pool of connections to it."""
+
+    def __init__(self, kind: str) -> None:
+        self.peer = FakePeer(connect_time=0.5, close_time=2 if kind == "slow to close" else 0)
+        self.options: dict[str, Any] = {
+            "backoff": Backoff(attempts=None, jitter=0),
+            "check": exchange if kind == "checked" else None,
+            "reset": exchange if kind == "reset" else None,
+        }
+        self.kind = kind
+        self.dials = 0
+
+    async def connect(self, _: object = None) -> FakeConnection:
+        """Connect, if the peer feels like it."""
+        self.dials += 1
+        if self.kind == "flaky" and self.dials % 2:
+            await trio.sleep(0.1)
+            raise OSError("refused")
+        return await self.peer.connect()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -119,45 +127,15 @@ async def exchange(_: FakeConnection) -> None:
 def test_a_cancel_at_any_step_leaves_the_pool_whole(
     scenario: Callable[[Pool[FakeConnection]], Awaitable[None]], kind: str
 ) -> None:
-    for n in range(1, MOST_STEPS + 1):
-        if trio.run(cancelled_at, n, scenario, kind, clock=MockClock(autojump_threshold=0)):
-            return
-    pytest.fail(f"{scenario.__name__} takes more than {MOST_STEPS} steps")
+    async def once(n: int) -> trio.CancelScope:
+        world = World(kind)
+        async with Pool(world.connect, max_size=2, min_size=1, **world.options) as pool:
+            scope = await cancelled_at(n, partial(scenario, pool))
+            await require_whole(pool, world.peer)
+        assert not world.peer.open
+        return scope
 
-
-async def cancelled_at(
-    n: int, scenario: Callable[[Pool[FakeConnection]], Awaitable[None]], kind: str
-) -> bool:
-    """Cancel the scenario after its n-th step; return whether it was over before."""
-    peer = FakePeer(connect_time=0.5, close_time=2 if kind == "slow to close" else 0)
-    dials = 0
-
-    async def connect() -> FakeConnection:
-        nonlocal dials
-        dials += 1
-        if kind == "flaky" and dials % 2:
-            await trio.sleep(0.1)
-            raise OSError("refused")
-        return await peer.connect()
-
-    pool = Pool(
-        connect,
-        max_size=2,
-        min_size=1,
-        backoff=Backoff(attempts=None, jitter=0),
-        check=exchange if kind == "checked" else None,
-        reset=exchange if kind == "reset" else None,
-    )
-    async with pool:
-        with trio.CancelScope() as scope:
-            trio.lowlevel.add_instrument(instrument := CancelAtStep(scope, n))
-            try:
-                await scenario(pool)
-            finally:
-                trio.lowlevel.remove_instrument(instrument)
-        await require_whole(pool, peer)
-    assert not peer.open
-    return not scope.cancelled_caught and not scope.cancel_called
+    sweep(once)
 
 
 async def require_whole(pool: Pool[FakeConnection], peer: FakePeer) -> None:
@@ -172,3 +150,161 @@ async def require_whole(pool: Pool[FakeConnection], peer: FakePeer) -> None:
             await stack.enter_async_context(pool.acquire(timeout=10))
         assert pool.statistics().lent == now.max_size
     assert peer.most <= 2
+
+
+# Several keys
+
+
+async def use_key(pool: Keyed, key: str, seconds: float = 1) -> None:
+    async with pool.acquire(key):
+        await trio.sleep(seconds)
+
+
+async def use_one_key_after_the_other(pool: Keyed) -> None:
+    for key in ("a", "b", "c", "a"):
+        await use_key(pool, key)
+
+
+async def wait_for_room(pool: Keyed) -> None:
+    async with trio.open_nursery() as nursery:
+        for key in ("a", "b", "c", "a", "c"):
+            nursery.start_soon(use_key, pool, key)
+
+
+async def wait_for_each_other(pool: Keyed) -> None:
+    async with pool.acquire("a"), trio.open_nursery() as nursery:
+        nursery.start_soon(use_key, pool, "b")
+        nursery.start_soon(use_key, pool, "c")
+        with contextlib.suppress(PoolTimeoutError):
+            async with pool.acquire("d", timeout=0.7):
+                await trio.sleep(1)
+
+
+async def expire_keys(pool: Keyed) -> None:
+    async with pool.acquire("a"):
+        pool.expire("a")
+    async with pool.acquire("b"):
+        pool.expire()
+    await use_key(pool, "a")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "scenario",
+    [use_one_key_after_the_other, wait_for_room, wait_for_each_other, expire_keys],
+)
+def test_a_cancel_at_any_step_leaves_a_keyed_pool_whole(
+    scenario: Callable[[Keyed], Awaitable[None]], kind: str
+) -> None:
+    async def once(n: int) -> trio.CancelScope:
+        world = World(kind)
+        pool: Keyed = KeyedPool(world.connect, max_total=2, max_per_key=2, **world.options)
+        async with pool:
+            scope = await cancelled_at(n, partial(scenario, pool))
+            await trio.sleep(20)
+            now = pool.statistics()
+            assert now.lent == now.waiting == now.connecting == now.closing == 0
+            assert now.size == now.idle == len(world.peer.open)
+            assert set(pool.keys) == {k for k in pool.keys if pool.statistics(k).idle}
+            with trio.fail_after(60):
+                for key in ("a", "b", "c", "d"):
+                    async with pool.acquire(key), pool.acquire(key):
+                        assert pool.statistics().lent == 2
+            assert world.peer.most <= 2
+        assert not world.peer.open
+        return scope
+
+    sweep(once)
+
+
+# The block itself
+
+
+async def open_and_leave(pool: Either, _: trio.Nursery) -> None:
+    async with pool:
+        pass
+
+
+async def leave_after_use(pool: Either, _: trio.Nursery) -> None:
+    async with pool:
+        async with acquire(pool):
+            await trio.sleep(0)
+        await trio.sleep(0.2)
+
+
+async def leave_while_dialling(pool: Either, outside: trio.Nursery) -> None:
+    async with pool:
+        outside.start_soon(hold_on, pool, 1)
+        await trio.sleep(0.2)
+
+
+async def leave_while_somebody_holds(pool: Either, outside: trio.Nursery) -> None:
+    async with pool:
+        for seconds in (2, 3, 4):
+            outside.start_soon(hold_on, pool, seconds)
+        await trio.sleep(1.5)
+
+
+async def leave_with_a_grace(pool: Either, outside: trio.Nursery) -> None:
+    async with pool:
+        for seconds in (2, 9, 9):
+            outside.start_soon(hold_on, pool, seconds)
+        await trio.sleep(1.5)
+        await pool.drain(3)
+
+
+async def leave_by_an_exception(pool: Either, outside: trio.Nursery) -> None:
+    with pytest.raises(KeyError):
+        async with pool:
+            outside.start_soon(hold_on, pool, 3)
+            await trio.sleep(0.7)
+            raise KeyError
+
+
+def acquire(pool: Either) -> Lease[FakeConnection]:
+    return pool.acquire() if isinstance(pool, Pool) else pool.acquire("a")
+
+
+async def hold_on(pool: Either, seconds: float) -> None:
+    """Be a user who knows nothing of the pool's end."""
+    with contextlib.suppress(PoolClosedError):
+        async with acquire(pool):
+            await trio.sleep(seconds)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        open_and_leave,
+        leave_after_use,
+        leave_while_dialling,
+        leave_while_somebody_holds,
+        leave_with_a_grace,
+        leave_by_an_exception,
+    ],
+)
+def test_a_cancel_at_any_step_leaves_nothing_of_the_block(
+    scenario: Callable[[Either, trio.Nursery], Awaitable[None]], keyed: bool, kind: str
+) -> None:
+    async def once(n: int) -> trio.CancelScope:
+        world = World(kind)
+        pool: Either = (
+            KeyedPool(world.connect, max_total=2, max_per_key=2, **world.options)
+            if keyed
+            else Pool(world.connect, max_size=2, min_size=1, **world.options)
+        )
+        async with trio.open_nursery() as outside:
+            scope = await cancelled_at(n, partial(scenario, pool, outside))
+            # Not only at the end of time: those who still hold one do not matter.
+            now = pool.statistics()
+            assert now.size == now.waiting == now.lent == len(world.peer.open) == 0
+            with pytest.raises(PoolClosedError):
+                await acquire(pool).__aenter__()
+        assert all(connection.closed for connection in world.peer.made)
+        now = pool.statistics()
+        assert now.connected == now.closed == len(world.peer.made)
+        return scope
+
+    sweep(once)
