@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final, final
-
-import trio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import trionet
     from trionet.abc import Stream
 
 __all__ = ("Block", "FileParts", "block")
@@ -52,14 +50,14 @@ class FileParts:
 
     def __init__(self, descriptor: int, parts: Sequence[bytes | tuple[int, int]]) -> None:
         """Take over ``descriptor``; a pair in ``parts`` is a start and a stop in the file."""
-        self._descriptor = descriptor
+        self._file = open(descriptor, "rb", buffering=0)  # noqa: SIM115 - see close()
         self._parts = parts
         self.size = sum(
             len(part) if isinstance(part, bytes) else part[1] - part[0] for part in parts
         )
 
-    async def send(self, stream: Stream) -> None:
-        """Send all of it, each piece read in a thread.
+    async def send(self, connection: trionet.Connection) -> None:
+        """Send all of it: by the kernel alone over plain TCP, else piece by piece.
 
         Raises:
           OSError: the file cannot be read, or is shorter than it was.
@@ -68,20 +66,15 @@ class FileParts:
         """
         for part in self._parts:
             if isinstance(part, bytes):
-                await stream.send_all(part)
-            else:
-                await self._send_range(stream, *part)
-
-    async def _send_range(self, stream: Stream, start: int, stop: int) -> None:
-        while start < stop:
-            data = await trio.to_thread.run_sync(
-                os.pread, self._descriptor, min(PIECE_SIZE, stop - start), start
-            )
-            if not data:
-                raise OSError(f"the file ended at {start} while {stop} bytes of it were promised")
-            await stream.send_all(data)
-            start += len(data)
+                await connection.send_all(part)
+                continue
+            start, stop = part
+            sent = await connection.send_file(self._file, start, stop - start)
+            if sent < stop - start:
+                raise OSError(
+                    f"the file ended at {start + sent} while {stop} bytes of it were promised"
+                )
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        self._file.close()

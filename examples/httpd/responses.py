@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 if TYPE_CHECKING:
-    from trionet.abc import Stream
+    import trionet
 
 __all__ = ("Answer", "Body", "Prepared", "date_line", "error", "render_head", "status_line")
 
@@ -31,7 +31,7 @@ class Body(Protocol):
     def size(self) -> int | None:
         """Its bytes, or None where that is not known: it is then sent in chunks."""
 
-    async def send(self, stream: Stream) -> None:
+    async def send(self, connection: trionet.Connection, /) -> None:
         """Send all of it. If cancelled, a first part."""
 
     def close(self) -> None:
