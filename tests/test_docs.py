@@ -9,6 +9,8 @@ import importlib.util
 import inspect
 import io
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,29 @@ def test_every_block_says_what_it_is_in(page: Path) -> None:
     fences = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)
     known = {"python", "text", "sh", "go", "yaml", "ini", "haproxy", "pycon", "toml"}
     assert {fence for fence in fences[::2] if not fence.startswith("{")} <= known
+
+
+# Diagrams
+
+
+@pytest.mark.parametrize("name", ["yamux", "pool", "drain"])
+def test_a_diagram_is_what_the_code_draws(name: str) -> None:
+    folder = DOCS / "diagrams"
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import draw; print(draw.DIAGRAMS[sys.argv[2]](), end='')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(folder), name],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert run.stderr == ""
+    # If not, and the code is right: python docs/diagrams/draw.py, and look at the picture.
+    assert run.stdout == (folder / f"{name}.svg").read_text()
 
 
 # Names
