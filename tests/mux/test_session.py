@@ -718,6 +718,44 @@ async def test_a_cancelled_block_closes_the_carrier_at_once() -> None:
     assert near.closed
 
 
+class Slow(LinkStream):
+    """A carrier that takes for ever to close, unless it is told to do so at once."""
+
+    gone = False
+
+    async def aclose(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.gone = True
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await super().aclose()
+
+
+@pytest.mark.parametrize(
+    ("end", "seconds"), [("cancelled", 0), ("by an exception", 0), ("in time", 1.5)]
+)
+async def test_a_carrier_that_does_not_close_in_time_is_closed_forcefully(
+    end: str, seconds: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    near, _far = await link(0, 1e9)()
+    assert isinstance(near, LinkStream)
+    carrier = Slow(near._incoming, near._outgoing)
+
+    with suppress(KeyError), trio.CancelScope() as scope:
+        async with open_mux(carrier, role="client", config=MuxConfig(close_timeout=1.5)) as client:
+            with trio.move_on_after(0):
+                await client.ping()
+            if end == "cancelled":
+                scope.cancel()
+            elif end == "by an exception":
+                raise KeyError
+
+    assert carrier.gone
+    assert trio.current_time() == pytest.approx(seconds, abs=1e-6)
+
+
 async def test_over_a_carrier_without_half_close_a_ping_is_the_last_question() -> None:
     async with sessions(CARRIERS["tls"]) as pair:
         near, far = await pair.streams()

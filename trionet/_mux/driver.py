@@ -66,6 +66,7 @@ class Driver:
         "_armed",
         "_carrier",
         "_cause",
+        "_goodbye",
         "_scope",
         "_timer",
         "closed",
@@ -99,7 +100,9 @@ class Driver:
         named = adopt(carrier)
         self.local_address: Address = _address(named, "local_address")
         self.remote_address: Address = _address(named, "remote_address")
+        # Around the tasks, and around the closing of the carrier after them.
         self._scope = trio.CancelScope()
+        self._goodbye = trio.CancelScope()
         self._timer = trio.CancelScope()
         # The timer's deadline: asking the scope costs more.
         self._armed = inf
@@ -180,7 +183,8 @@ class Driver:
             self.wake()
             try:
                 # For what the carrier itself may have to say, TLS's close_notify say.
-                with trio.move_on_after(FAREWELL), suppress(*CARRIER_ERRORS):
+                self._goodbye.deadline = trio.current_time() + FAREWELL
+                with self._goodbye, suppress(*CARRIER_ERRORS):
                     await self._carrier.aclose()
             finally:
                 self.done.set()
@@ -197,7 +201,8 @@ class Driver:
             with trio.move_on_after(self.core.config.close_timeout):
                 await self.done.wait()
         finally:
-            self._scope.cancel()
+            if not self.done.is_set():
+                self._end_forcefully()
         await self.done.wait()
 
     def abort(self) -> None:
@@ -206,7 +211,11 @@ class Driver:
         self.core.shut()
         self.core.fail(Failure("it was closed"))
         self.wake()
+        self._end_forcefully()
+
+    def _end_forcefully(self) -> None:
         self._scope.cancel()
+        self._goodbye.cancel()
 
     # The tasks
 
