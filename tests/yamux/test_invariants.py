@@ -141,11 +141,11 @@ class TwoSessions(RuleBasedStateMachine):
 
     @rule()
     def settle(self) -> None:
-        while any(session.has_output for session in self.sessions):
+        joined = self.joined
+        while joined.up or joined.down or any(session.has_output for session in self.sessions):
             self.pull(True, 100_000)
             self.pull(False, 100_000)
-            self.joined.deliver()
-        self.joined.deliver()
+            joined.deliver()
 
     @rule(seconds=st.sampled_from([0.01, 1, 6]))
     def wait(self, seconds: float) -> None:

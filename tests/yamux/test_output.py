@@ -69,6 +69,20 @@ def test_streams_with_much_to_send_share_whole_batches() -> None:
     assert [batch(end) for _ in range(3)] == [4 * HEADER + BATCH] * 3
 
 
+def test_new_streams_with_data_leave_half_of_each_batch_to_the_others() -> None:
+    end, (bulk,) = client(1)
+    end.session.put(bulk, bytes(1 << 22))
+    batch(end)
+    before = bulk.sent
+
+    for _ in range(8):
+        for _ in range(16):
+            end.session.put(end.session.open(), bytes(4096))
+        assert batch(end) <= BATCH + 32 * HEADER + 4096
+
+    assert bulk.sent - before >= 3 * TURN
+
+
 def test_a_stream_that_is_over_is_remembered_by_nobody() -> None:
     end, (bulk, _) = client(2)
     end.session.put(bulk, bytes(BATCH))

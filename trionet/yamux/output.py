@@ -167,8 +167,10 @@ class Output:
         self._pull_session(parts)
         if self.control:
             control, self.control = self.control, {}
+            # Data that rides on a SYN is ahead of its turn: half of the batch is for the others.
+            others = budget // 2
             for stream in control:
-                budget -= self._pull_control(stream, parts, budget)
+                budget -= self._pull_control(stream, parts, budget - others)
         if self.ring:
             self._pull_data(parts, budget, largest)
         if self.last_words is not None and not self.ring and not self.control:
