@@ -78,18 +78,19 @@ class Inbox(Pipe):
         if self._receiver is not None:
             self._wake_receiver(outcome.Error(self._broken_error()))
 
-    def peek(self, max_bytes: int) -> bytes:
-        """Return the next bytes, at most ``max_bytes``, without receiving them."""
-        parts = []
-        offset = self._offset
-        for chunk in self._chunks:
-            if max_bytes <= 0:
-                break
-            part = chunk[offset : offset + max_bytes]
-            offset = 0
-            max_bytes -= len(part)
-            parts.append(part)
-        return b"".join(parts)
+    def put_back(self, data: bytes) -> None:
+        """Take ``data``, received last, for unread again."""
+        if self._offset:
+            self._chunks[0] = self._chunks[0][self._offset :]
+            self._offset = 0
+        self._chunks.appendleft(data)
+        self.unread += len(data)
+        self.received -= len(data)
+
+    def end_wait(self) -> None:
+        """Give end of file to whoever waits now, though there is none."""
+        if self._receiver is not None:
+            self._wake_receiver(outcome.Value(b""))
 
     def close_receive(self) -> None:
         """Close this half and drop what is unread."""

@@ -128,19 +128,21 @@ class Timeline:
 
         def abort(_: object) -> Abort:
             assert self._scope is not None
-            if self._scope.cancel_called:
-                # Time has come. Woken plainly: raising Cancelled costs more than all the rest.
-                reschedule(task)
-                return Abort.FAILED
-            return Abort.SUCCEEDED
+            if not self._scope.cancel_called:
+                return Abort.SUCCEEDED
+            # Time has come. All happens right here, where trio has found that the deadline is
+            # past: whoever is woken by it runs in the same pass of the scheduler, and this task
+            # only to set the next deadline; plainly, for raising Cancelled costs more than that.
+            self._scope = None
+            self._run_due()
+            reschedule(task)
+            return Abort.FAILED
 
         heap = self._heap
         while True:
             self._clear_top()
             with trio.CancelScope(deadline=heap[0][0] if heap else inf) as self._scope:
                 await wait_task_rescheduled(abort)
-            self._scope = None
-            self._run_due()
 
 
 _current: Final[trio.lowlevel.RunVar[Timeline]] = trio.lowlevel.RunVar("trionet.timeline")

@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import outcome
 import trio
@@ -35,12 +35,13 @@ from trio.lowlevel import (
 )
 
 from .inbox import Inbox
+from .line import Receiver
 from .segment import Endpoint, Segment
 
 if TYPE_CHECKING:
     from .line import Line
 
-__all__ = ("BACKOFF", "End", "join")
+__all__ = ("BACKOFF", "End", "Opposite", "join")
 
 # Linux: TCP_RTO_MIN and TCP_RTO_MAX; the timeout doubles in between.
 RTO_FIRST: Final = 0.2
@@ -49,11 +50,25 @@ RTO_MAX: Final = 120.0
 RETRIES: Final = 15
 RETRIES_ORPHAN: Final = 8
 
-BACKOFF: Final = tuple(min(RTO_FIRST * 2**attempt, RTO_MAX) for attempt in range(RETRIES + 1))
+BACKOFF: Final[tuple[float, ...]] = tuple(
+    min(RTO_FIRST * 2.0**attempt, RTO_MAX) for attempt in range(RETRIES + 1)
+)
+
+SENT_AGAIN: Final = frozenset({"SYN", "SYN-ACK", "DATA", "FIN", "STOP"})
+
+# More than any window.
+WHOLE: Final = 1 << 62
 
 # What stands in for a sequence number where something other than bytes is sent again.
 PROBE: Final = -1
 STOP: Final = -2
+
+
+class Opposite(Receiver, Protocol):
+    """What is at the other end: an `End`, or what stands there before there is one."""
+
+    def suspect(self, acknowledgement: int, /) -> None:
+        """Hear that an acknowledgement for it was lost."""
 
 
 class End:
@@ -124,7 +139,7 @@ class End:
         self.remote = remote
         self.protocol = protocol
         self.connection = connection
-        self.peer: End | None = None
+        self.peer: Opposite | None = None
         self.latest = 0.0
         self.inbox = Inbox(self, receive_size)
         self.capacity = send_size
@@ -178,6 +193,11 @@ class End:
         return self._send_busy
 
     @property
+    def parked(self) -> bool:
+        """Whether a task waits in `park_sender`."""
+        return self._sender is not None
+
+    @property
     def finished(self) -> bool:
         """Whether both ends have closed and know it of each other."""
         return self._fin == 3 and self.inbox.send_closed
@@ -204,8 +224,11 @@ class End:
         buffered = self._unsent + self._unacked
         return 2 * (self.capacity - buffered) >= buffered
 
-    def put(self, data: bytes, start: int = 0, stop: int | None = None) -> int:
-        """Take a first part of ``data[start:stop]`` to be sent; return how many bytes that is."""
+    def put(self, data: bytes | memoryview, start: int = 0, stop: int | None = None) -> int:
+        """Take a first part of ``data[start:stop]`` to be sent; return how many bytes that is.
+
+        A memoryview must be one of bytes.
+        """
         stop = len(data) if stop is None else stop
         at = start
         while at < stop:
@@ -215,7 +238,8 @@ class End:
             if room <= 0:
                 break
             size = min(room, stop - at)
-            self._queue.append(data if size == len(data) else data[at : at + size])
+            # No copy where a whole bytes object is taken: bytes() of one is itself.
+            self._queue.append(bytes(data if size == len(data) else data[at : at + size]))
             self._unsent += size
             self.sent += size
             at += size
@@ -311,7 +335,7 @@ class End:
 
     def receiving_closed(self) -> None:
         """Hear from the inbox that nobody receives from it any more."""
-        if self.protocol == "memory" and not (self.broken or self.finished):
+        if self.protocol != "tcp" and not (self.broken or self.finished):
             self._emit("STOP")
 
     def room_opened(self) -> None:
@@ -343,9 +367,12 @@ class End:
 
     def lost(self, segment: Segment, sent_at: float) -> None:
         """Hear that a segment of this end was lost."""
+        if segment.kind == "RST" and self.peer is not None:
+            # It is not sent again; but what the other end has sent will stay without an answer.
+            self.peer.suspect(self.inbox.expected + WHOLE)
         if self.broken:
             return
-        if segment.kind in {"DATA", "FIN", "STOP"}:
+        if segment.kind in SENT_AGAIN:
             self._schedule(segment, sent_at)
         elif segment.kind == "PROBE":
             self._stale = True
@@ -536,7 +563,7 @@ class End:
     def _receive(self, segment: Segment) -> None:
         inbox = self.inbox
         if inbox.receive_closed and segment.kind == "DATA" and segment.sequence >= inbox.expected:
-            if self.protocol == "memory":
+            if self.protocol != "tcp":
                 self._emit("STOP")
             else:
                 # RFC 2525 section 2.17: nobody will ever read it, and the sender is told.
@@ -569,12 +596,16 @@ class End:
 
     def _schedule(self, segment: Segment, sent_at: float) -> None:
         key = STOP if segment.kind == "STOP" else segment.sequence
-        self._come_back(key, sent_at + BACKOFF[segment.attempt], segment)
+        self._come_back(key, sent_at + self._patience(segment), segment)
 
     def _probe(self) -> None:
         """Ask for the window, if it is closed and the word of its opening may have been lost."""
         if self._unsent and self._edge <= self.next:
-            self._come_back(PROBE, trio.current_time() + BACKOFF[self._probes], None)
+            self._come_back(PROBE, trio.current_time() + self._patience(None), None)
+
+    def _patience(self, segment: Segment | None) -> float:
+        """How long TCP waits for the answer to a segment, or to the last probe."""
+        return BACKOFF[min(self._probes if segment is None else segment.attempt, RETRIES)]
 
     def _come_back(self, key: int, time: float, item: Segment | None) -> None:
         if key not in self._sending_again:

@@ -42,6 +42,9 @@ With pytest, the plugin does all this for tests that ask for the fixture ``net``
 from .._options import Link as Link
 from .conformance import check_listener as check_listener
 from .conformance import check_network as check_network
+from .dns import DNS as DNS
+from .host import Host as Host
+from .network import VirtualNetwork as VirtualNetwork
 from .problems import Deadlock as Deadlock
 from .problems import EscapeError as EscapeError
 from .problems import OutrunError as OutrunError
@@ -57,10 +60,12 @@ from .trace import Segment as Segment
 from .trace import Trace as Trace
 
 __all__ = (
+    "DNS",
     "Deadlock",
     "Endpoint",
     "EscapeError",
     "Event",
+    "Host",
     "Link",
     "OutrunError",
     "Run",
@@ -68,6 +73,7 @@ __all__ = (
     "SimulationError",
     "TimeLimitError",
     "Trace",
+    "VirtualNetwork",
     "check_listener",
     "check_network",
     "random_stream",

@@ -1,0 +1,452 @@
+"""Virtual TCP and Unix stream sockets."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final, final
+
+import trio
+from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
+
+from .._streams.segment import Endpoint
+from .sockets import UNIX, VirtualSocket, checked_size, plain_bytes
+from .stack import Stack, failure, is_wildcard
+from .tcp import Backlog, Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ("StreamSocket",)
+
+PEEK: Final = socket.MSG_PEEK
+# No-ops on a non-blocking socket, and on one that raises no signals.
+HARMLESS: Final = (
+    getattr(socket, "MSG_DONTWAIT", 0)
+    | getattr(socket, "MSG_NOSIGNAL", 0)
+    | getattr(socket, "MSG_WAITALL", 0)
+    | getattr(socket, "MSG_MORE", 0)
+)
+
+
+@final
+class StreamSocket(VirtualSocket):
+    """A TCP socket, or a Unix one."""
+
+    kind = socket.SOCK_STREAM
+
+    def __init__(self, stack: Stack, family: int, proto: int) -> None:
+        self.protocol = "unix" if family == UNIX else "tcp"
+        self.backlog: Backlog | None = None
+        self.end: Connection | None = None
+        self._path: str | None = None
+        self._shut_read = False
+        super().__init__(stack, family, proto)
+
+    def _state(self) -> str:
+        if self.backlog is not None:
+            return "listening"
+        return "unconnected" if self.end is None else repr(self.end)
+
+    def _fact(self, name: int) -> int | None:
+        if name == socket.SO_ACCEPTCONN:
+            return int(self.backlog is not None)
+        if name == socket.SO_ERROR:
+            return 0 if self.end is None else self.end.take_error()
+        return super()._fact(name)
+
+    def apply_options(self) -> None:
+        """Act on options that were set."""
+        end = self.end
+        if self.backlog is not None:
+            self.backlog.sizes = self.options.sizes
+        if end is None:
+            return
+        end.capacity, end.inbox.capacity = self.options.sizes
+        end.not_sent_limit = self.options.not_sent_limit
+        end.user_timeout = self.options.user_timeout
+        end.keep_alive(self.options.keepalive)
+
+    # Names
+
+    def getsockname(self) -> Any:
+        """Return the local address."""
+        self.check_open()
+        if self.family == UNIX:
+            return self._unix_name(self._path or "")
+        if self.end is not None:
+            return self.named(self.end.local.ip, self.end.local.port)
+        return super().getsockname()
+
+    def getpeername(self) -> Any:
+        """Return the other end's address."""
+        end = self._connected()
+        if self.family == UNIX:
+            return self._unix_name(end.remote.host)
+        return self.named(end.remote.ip, end.remote.port)
+
+    def _unix_name(self, path: str) -> str | bytes:
+        return b"\0" + os.fsencode(path[1:]) if path.startswith("@") else path
+
+    def bind_path(self, path: str) -> None:
+        """Bind a Unix socket to a path of this host."""
+        if self._path is not None:
+            raise failure(errno.EINVAL, "the socket is bound already")
+        if path in self.stack.paths:
+            raise failure(errno.EADDRINUSE, f"{path} on {self.stack.name}")
+        self.stack.paths[path] = None
+        self._path = path
+
+    # Connecting
+
+    async def connect(self, address: Any) -> None:
+        """Connect to an address; see connect(2).
+
+        If cancelled, the socket is closed, as trio's own is.
+        """
+        self.check_open()
+        try:
+            if self.family == UNIX:
+                await checkpoint_if_cancelled()
+                self.end = self._connect_path(self.path_of(address))
+            else:
+                ip, port = await self.resolve(address)
+                await checkpoint_if_cancelled()
+                self.end = self._connect_tcp(ip, port)
+            self.apply_options()
+            end = self.end
+            await end.wait_open()
+        except trio.Cancelled:
+            self.close()
+            raise
+        except OSError:
+            # As Linux has it, another attempt may follow.
+            if self.end is not None and self.end.broken:
+                self.end, self.binding = None, None
+            raise
+
+    def _connect_tcp(self, ip: str, port: int) -> Connection:
+        self.check_open()
+        self.stack.check("connect")
+        if self.backlog is not None or self.end is not None:
+            raise failure(errno.EISCONN)
+        if port == 0:
+            raise failure(errno.ECONNREFUSED, f"{ip} port 0")
+        if self.family == socket.AF_INET6 and ":" not in ip and self.options.only_ipv6:
+            raise failure(errno.ENETUNREACH, f"{ip} by a socket for IPv6 only")
+        stack = self.stack
+        target = stack.locate(ip)
+        source = stack.source_for(ip)
+        if self.binding is None:
+            self.take_address(source, 0)
+        binding = self.binding
+        assert binding is not None
+        if not is_wildcard(binding.ip):
+            source = binding.ip
+        return stack.open(
+            Endpoint(stack.name, source, binding.port),
+            Endpoint(target.name, ip, port),
+            target,
+            self.options.sizes,
+            binding,
+        )
+
+    def _connect_path(self, path: str) -> Connection:
+        stack = self.stack
+        stack.check("connect")
+        if self.backlog is not None or self.end is not None:
+            raise failure(errno.EISCONN)
+        if path not in stack.paths:
+            raise failure(errno.ECONNREFUSED if path.startswith("@") else errno.ENOENT, path)
+        backlog = stack.paths[path]
+        if backlog is None:
+            raise failure(errno.ECONNREFUSED, path)
+        if backlog.full:
+            raise BlockingIOError(errno.EAGAIN, f"{path}: the listener's backlog is full")
+        return stack.open_path(self._path or "", path, backlog, self.options.sizes)
+
+    # Listening
+
+    def listen(self, backlog: int = 128) -> None:
+        """Begin to accept connections, or change how many may wait."""
+        self.check_open()
+        self.stack.check("listen")
+        limit = max(0, backlog)
+        if self.backlog is not None:
+            self.backlog.limit = limit
+            return
+        if self.end is not None:
+            raise failure(errno.EINVAL, "the socket is connected")
+        made = Backlog(limit, self.options.sizes)
+        if self.family == UNIX:
+            if self._path is None:
+                raise failure(errno.EINVAL, "the socket is not bound")
+            self.stack.paths[self._path] = made
+        else:
+            if self.binding is None:
+                self.take_address("::" if self.family == socket.AF_INET6 else "0.0.0.0", 0)  # noqa: S104
+            assert self.binding is not None
+            self.stack.check_listen(self.binding)
+            self.binding.backlog = made
+        self.backlog = made
+
+    async def accept(self) -> tuple[StreamSocket, Any]:
+        """Take the oldest connection, or wait for one; see accept(2).
+
+        If cancelled, no connection is lost.
+        """
+        await checkpoint_if_cancelled()
+        self.check_open()
+        if self.backlog is None:
+            raise failure(errno.EINVAL, "the socket is not listening")
+        parked = False
+        while True:
+            self.stack.check("accept")
+            end = self.backlog.take()
+            if end is not None:
+                break
+            await self.backlog.wait()
+            parked = True
+        accepted = StreamSocket(self.stack, self.family, self.proto)
+        accepted.options.inherit(self.options)
+        accepted.end = end
+        accepted._path = self._path
+        accepted.apply_options()
+        if not parked:
+            await cancel_shielded_checkpoint()
+        return accepted, accepted.peer_as_accepted()
+
+    def peer_as_accepted(self) -> Any:
+        """Return the other end's address, even of one that is gone."""
+        assert self.end is not None
+        remote = self.end.remote
+        if self.family == UNIX:
+            return self._unix_name(remote.host)
+        return self.named(remote.ip, remote.port)
+
+    # Receiving
+
+    def is_readable(self) -> bool:
+        """Whether a receive or accept would not wait."""
+        if self._closed:
+            return False
+        if self.backlog is not None:
+            return len(self.backlog) > 0
+        if self.end is None:
+            # Linux: POLLHUP.
+            return True
+        inbox = self.end.inbox
+        return inbox.unread > 0 or inbox.send_closed or inbox.broken or self._shut_read
+
+    async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
+        """Receive at most so many bytes; ``b""`` is end of file; see recv(2).
+
+        If cancelled, nothing was received.
+        """
+        size = checked_size(buflen)
+        if flags & ~(PEEK | HARMLESS):
+            raise failure(errno.EOPNOTSUPP, f"flags {flags:#x}")
+        end = self._receiving()
+        inbox = end.inbox
+        if size == 0 or (self._shut_read and not inbox.unread):
+            await checkpoint()
+            return b""
+        if self.stack.short_reads:
+            size = self.stack.chance.randint(1, min(size, self.stack.short_reads[-1]))
+        try:
+            data = await inbox.receive(size)
+        except trio.BrokenResourceError:
+            code = end.take_error()
+            if code:
+                raise failure(code) from None
+            await cancel_shielded_checkpoint()
+            return b""
+        if flags & PEEK and data:
+            inbox.put_back(data)
+        return data
+
+    async def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """Receive into a buffer."""
+        view = plain_bytes(buffer)
+        data = await self.recv(nbytes or len(view), flags)
+        view[: len(data)] = data
+        return len(data)
+
+    async def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        """Receive; a stream does not say from whom."""
+        return await self.recv(bufsize, flags), None
+
+    async def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
+        """Receive into a buffer."""
+        return await self.recv_into(buffer, nbytes, flags), None
+
+    async def recvmsg(
+        self,
+        bufsize: int,
+        ancbufsize: int = 0,  # noqa: ARG002 - the socket module's
+        flags: int = 0,
+        /,
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        """Receive; there are no ancillary data."""
+        return await self.recv(bufsize, flags), [], 0, None
+
+    async def recvmsg_into(
+        self,
+        buffers: Iterable[Any],
+        ancbufsize: int = 0,  # noqa: ARG002 - the socket module's
+        flags: int = 0,
+        /,
+    ) -> tuple[int, list[tuple[int, int, bytes]], int, Any]:
+        """Receive into buffers, one after the other."""
+        views = [plain_bytes(buffer) for buffer in buffers]
+        data = await self.recv(sum(map(len, views)), flags)
+        at = 0
+        for view in views:
+            part = data[at : at + len(view)]
+            view[: len(part)] = part
+            at += len(part)
+        return len(data), [], 0, None
+
+    # Sending
+
+    async def send(self, data: Any, flags: int = 0, /) -> int:
+        """Send a first part of ``data``, as much as there is room for; see send(2).
+
+        If cancelled, nothing was sent.
+        """
+        if flags & ~HARMLESS:
+            raise failure(errno.EOPNOTSUPP, f"flags {flags:#x}")
+        await checkpoint_if_cancelled()
+        self.check_open()
+        if self.end is None or not self.end.is_open:
+            raise failure(errno.EPIPE)
+        end = self.end
+        view = data if type(data) is bytes else plain_bytes(data)
+        stop = len(view)
+        if self.stack.short_writes and stop:
+            stop = self.stack.chance.randint(1, min(stop, self.stack.short_writes[-1]))
+        parked = False
+        while True:
+            self._check_sendable(end)
+            sent = end.put(view, 0, stop)
+            if sent or not stop:
+                break
+            await self._park(end)
+            parked = True
+        if not parked:
+            await cancel_shielded_checkpoint()
+        return sent
+
+    async def sendto(self, *args: Any) -> int:
+        """Send; the address is not looked at, as on Linux."""
+        data, *rest = args
+        return await self.send(data, rest[0] if len(rest) == 2 else 0)
+
+    async def sendmsg(
+        self,
+        buffers: Iterable[Any],
+        ancdata: Any = (),
+        flags: int = 0,
+        address: Any = None,  # noqa: ARG002 - the socket module's
+        /,
+    ) -> int:
+        """Send a first part of several buffers."""
+        if list(ancdata):
+            raise failure(errno.EOPNOTSUPP, "a virtual socket has no ancillary data")
+        return await self.send(b"".join(buffers), flags)
+
+    async def wait_writable(self) -> None:
+        """Wait until a send would not wait."""
+        self.check_open()
+        end = self.end
+        if end is None or end.broken or end.send_closed or end.receive_closed or end.writable:
+            await checkpoint()
+        else:
+            await self._park(end)
+
+    async def _park(self, end: Connection) -> None:
+        if end.parked:
+            raise trio.BusyResourceError("another task is sending on this socket")
+        try:
+            await end.park_sender()
+        except trio.BrokenResourceError:
+            # The loop that called finds the reason.
+            pass
+        except trio.ClosedResourceError:
+            if self._closed:
+                raise
+
+    def _check_sendable(self, end: Connection) -> None:
+        if end.error:
+            raise failure(end.take_error())
+        if end.broken or end.send_closed or end.receive_closed:
+            raise failure(errno.EPIPE)
+
+    # Ending
+
+    def shutdown(self, flag: int) -> None:
+        """End one direction, or both; see shutdown(2)."""
+        if flag not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
+            raise failure(errno.EINVAL, f"how to shut down: {flag}")
+        if self.backlog is not None and not self._closed:
+            # Linux: it stops listening.
+            if flag != socket.SHUT_WR:
+                self._stop_listening()
+            return
+        end = self._connected()
+        if flag != socket.SHUT_RD:
+            self._sent_eof = True
+            end.close_send()
+        if flag != socket.SHUT_WR:
+            self._shut_read = True
+            end.inbox.end_wait()
+
+    def let_go(self) -> None:
+        """Do what close(2) does."""
+        if self.backlog is not None:
+            self._stop_listening()
+        end = self.end
+        if end is None:
+            if self.binding is not None:
+                self.stack.unbind(self.binding)
+        elif end.is_open:
+            end.release(abort=self.options.aborts)
+        else:
+            end.fail(errno.ECONNABORTED)
+
+    def vanish(self) -> None:
+        """Be closed as the power goes: without a word."""
+        if self._closed:
+            return
+        self._closed = True
+        self.stack.sockets.pop(self.number, None)
+        if self.end is not None:
+            self.end.send_closed = True
+            self.end.vanish()
+        if self.backlog is not None:
+            self.backlog.close()
+
+    def _stop_listening(self) -> None:
+        assert self.backlog is not None
+        if self._path is not None:
+            self.stack.paths[self._path] = None
+        self.backlog.close()
+        self.backlog = None
+        if self.binding is not None:
+            self.binding.backlog = None
+
+    # Inside
+
+    def _connected(self) -> Connection:
+        self.check_open()
+        end = self.end
+        if end is None or not end.is_open or end.broken:
+            raise failure(errno.ENOTCONN)
+        return end
+
+    def _receiving(self) -> Connection:
+        self.check_open()
+        if self.end is None or self.backlog is not None or not self.end.is_open:
+            raise failure(errno.ENOTCONN)
+        return self.end
