@@ -86,6 +86,7 @@ async def test_a_socket_stream_passes_trios_checks(link: Link, autojump_clock: o
 
         async def clogged() -> Any:
             near, far = await pair(server, client, sizes=(2000, 2000))
+            stream: Any
             for stream in (near, far):
                 # A sender that waits is woken for a third of its buffer, so one that nobody wakes
                 # may still find some room.
