@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -426,6 +428,97 @@ def test_signals_and_descriptors_are_as_before_afterwards(
     assert program.end()[0] == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract names are Linux's")
+def test_an_abstract_name_is_no_file_that_is_called_so(
+    programs: list[Program], tmp_path: Path
+) -> None:
+    name = f"@trionet-{os.getpid()}"
+    program = Program(
+        f"""
+        os.chdir({os.fspath(tmp_path)!r})
+        open({name!r}, "w").close()
+        run_workers(main, 1, binds=[("unix", {name!r})])
+        print(os.listdir())
+        """
+    )
+    programs.append(program)
+    assert program.line().startswith("worker ")
+    program.signal(signal.SIGTERM)
+
+    assert program.line() == str([name])
+    assert program.end()[0] == 0
+
+
+def test_a_path_that_cannot_be_removed_does_not_keep_the_workers(
+    programs: list[Program], path: str
+) -> None:
+    program = Program(
+        f"""
+        def refuse(path):
+            raise PermissionError(13, "not yours")
+        unlink, parent = os.unlink, os.getpid()
+        os.unlink = lambda path: refuse(path) if os.getpid() == parent else unlink(path)
+        run_workers(main, 2, binds=[("unix", {path!r})])
+        print("done")
+        """
+    )
+    programs.append(program)
+    for _ in range(2):
+        assert program.line().startswith("worker ")
+    program.signal(signal.SIGTERM)
+
+    assert program.line() == "done"
+    code, errors = program.end()
+    assert code == 0
+    assert f"cannot remove {path!r}: [Errno 13] not yours" in errors
+
+
+def test_a_parent_with_very_many_descriptors_waits_all_the_same(programs: list[Program]) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard < 2000:
+        pytest.skip(f"the hard limit of descriptors is {hard}")
+    program = Program(
+        f"""
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2000, {hard}))
+        held = [os.dup(0) for _ in range(1500)]
+        run_workers(main, 1, binds=[("tcp", "127.0.0.1:0")])
+        """
+    )
+    programs.append(program)
+    assert program.line().startswith("worker ")
+    program.signal(signal.SIGTERM)
+
+    assert program.end()[0] == 0
+
+
+def test_without_descriptors_for_its_pipes_it_fails_and_leaves_none(
+    programs: list[Program],
+) -> None:
+    program = Program(
+        """
+        import resource
+        before = os.listdir("/dev/fd")
+        handler = signal.getsignal(signal.SIGTERM)
+        listener = socket.create_server(("127.0.0.1", 0))
+        highest = os.dup(0)
+        os.close(highest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 3, highest + 3))
+        try:
+            run_workers(main, 1, binds=[listener])
+        except OSError as error:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 3, highest + 3))
+            print(error.errno, before == os.listdir("/dev/fd"))
+            print(signal.getsignal(signal.SIGTERM) == handler, signal.set_wakeup_fd(-1))
+        """
+    )
+    programs.append(program)
+
+    assert program.line() == f"{errno.EMFILE} True"
+    assert program.line() == "True -1"
+    assert program.end()[0] == 0
+
+
 async def nothing(sockets: list[socket.socket]) -> None:
     raise AssertionError("never runs")
 
@@ -578,6 +671,8 @@ def test_what_is_not_ours_or_not_right_is_not_taken(
             print([one.name for one in trionet.inherited_listeners()])
         except ValueError as error:
             print(error)
+            # They are still the manager's: nothing was closed.
+            os.fstat(3), os.fstat(4)
         assert not [name for name in os.environ if name.startswith("LISTEN_")]
         os._exit(0) if sys.stdout.flush() is None else None
         """,

@@ -280,3 +280,15 @@ async def test_a_servers_connection_sends_files_over_whatever_it_has(
 
     assert received == CONTENT[1:1_500_001]
     assert sent == [1_500_000, 1_500_000]
+
+
+@pytest.mark.parametrize("offset", [0, 3])
+async def test_what_can_be_sought_starts_at_the_offset_wherever_it_stood(offset: int) -> None:
+    near, far = await connected("tcp", "127.0.0.1:0")
+    file = io.BytesIO(b"0123456789")
+    file.read(7)
+
+    assert await near.send_file(file, offset) == 10 - offset
+    await near.aclose()
+    assert await read_all(far) == b"0123456789"[offset:]
+    await far.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
 __all__ = ("inherited_listeners", "notify", "run_workers")
+
+_logger = logging.getLogger("trionet.process")
 
 # sd_listen_fds(3): the first descriptor a service manager passes.
 FIRST_INHERITED: Final = 3
@@ -55,7 +58,16 @@ def inherited_listeners() -> list[SocketListener]:
     titles = names.split(":") if names else [None] * len(descriptors)
     if len(titles) != len(descriptors):
         raise ValueError(f"LISTEN_FDNAMES must have {count} names, got {names!r}")
-    return [_inherit(fd, name) for fd, name in zip(descriptors, titles, strict=True)]
+    listeners: list[SocketListener] = []
+    try:
+        for fd, name in zip(descriptors, titles, strict=True):
+            listeners.append(_inherit(fd, name))
+    except ValueError:
+        # They are the service manager's, and nothing was taken over.
+        for listener in listeners:
+            listener.socket.detach()
+        raise
+    return listeners
 
 
 def _inherit(fd: int, name: str | None) -> SocketListener:
@@ -195,7 +207,7 @@ def _bind(
     first = listen_socket_now(target, SocketOptions(reuse_port=several))
     bound = [first]
     for listener in first:
-        stack.callback(_close, listener, inode_of(target.path or ""))
+        stack.callback(_close, listener, _inode(target))
     if several:
         for _ in range(copies - 1):
             # At the very addresses of the first, whose port may have been for the kernel to choose.
@@ -208,9 +220,20 @@ def _bind(
     return [[listener.socket for listener in listeners] for listeners in bound]
 
 
+def _inode(target: Address) -> tuple[int, int] | None:
+    path = target.path or ""
+    # An abstract name is no file, though a file may be called so.
+    return None if path.startswith("@") else inode_of(path)
+
+
 def _close(listener: SocketListener, inode: tuple[int, int] | None) -> None:
     # Not listener.close(): that needs trio.
     path = listener.address.path or ""
-    if inode is not None and inode_of(path) == inode:
-        os.unlink(path)
-    listener.socket.close()
+    try:
+        if inode is not None and inode_of(path) == inode:
+            os.unlink(path)
+    except OSError as exc:
+        # No reason to keep the workers from draining; the path refuses whoever dials it.
+        _logger.warning("cannot remove %r: %s", path, exc)
+    finally:
+        listener.socket.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import select
 import signal
@@ -69,13 +70,13 @@ class Supervisor:
         # How many signals to stop have come.
         self._stops = 0
         self._handlers: dict[int, Any] = {}
-        self._wakeup_before = -1
+        self._wakeup_before: int | None = None
         self._wakeup: tuple[int, int] = (-1, -1)
         self._lifeline: tuple[int, int] = (-1, -1)
 
     def run(self) -> None:
-        self._set_up()
         try:
+            self._set_up()
             while not self._stopping or any(one.pid is not None for one in self._workers):
                 self._start_due()
                 for number in self._wait():
@@ -108,9 +109,12 @@ class Supervisor:
     def _tear_down(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup_before)
+        if self._wakeup_before is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
         for fd in (*self._wakeup, *self._lifeline):
-            os.close(fd)
+            # Out of descriptors, the set-up may have come to none of them.
+            if fd != -1:
+                os.close(fd)
 
     def _wait(self) -> bytes:
         """Wait for signals, and return their numbers, or for the time when a worker is due."""
@@ -119,7 +123,11 @@ class Supervisor:
             dues = [one.due for one in self._workers if one.pid is None]
             if dues:
                 timeout = max(0.0, min(dues) - time.monotonic())
-        ready, _, _ = select.select([self._wakeup[0]], [], [], timeout)
+        # Not select(): the sockets opened before may leave only numbers that it does not take.
+        poll = select.poll()
+        poll.register(self._wakeup[0], select.POLLIN)
+        # Whole milliseconds, rounded up: a worker is not due a moment before its time.
+        ready = poll.poll(None if timeout is None else math.ceil(timeout * 1000))
         return os.read(self._wakeup[0], 512) if ready else b""
 
     @property

@@ -84,12 +84,18 @@ def _reader(file: IO[bytes], offset: int) -> Callable[[int, int], bytes]:
 
     def read(_: int, size: int) -> bytes:
         nonlocal sought
-        if not sought and offset:
+        # What cannot be sought, a pipe, starts where it is; asked to start elsewhere, it says so.
+        if not sought and (offset or _is_seekable(file)):
             file.seek(offset)
         sought = True
         return file.read(size)
 
     return read
+
+
+def _is_seekable(file: IO[bytes]) -> bool:
+    seekable = getattr(file, "seekable", None)
+    return seekable is not None and bool(seekable())
 
 
 def _descriptor(file: IO[bytes]) -> int | None:
