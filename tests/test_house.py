@@ -42,6 +42,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "line",
             "inbox",
             "wire",
+            "wrapping",
             "poller",
             "readiness",
             "memory",
@@ -67,6 +68,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "limits",
             "facts",
+            "hosts",
             "connection",
             "closing",
             "accept",

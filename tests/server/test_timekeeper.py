@@ -163,7 +163,7 @@ async def test_one_host_gets_no_more_than_its_share_and_is_forgotten(
         await stream.aclose()
     server.shutdown()
     await server.wait_closed()
-    assert server._hosts == {}
+    assert len(server._hosts) == 0
 
 
 @pytest.mark.parametrize("name", ["idle_timeout", "send_timeout"])

@@ -357,6 +357,23 @@ async def test_a_send_under_way_shows(network: str, address: str) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_nothing_passes_without_a_wait_before_the_header_was_read() -> None:
+    proxy, stream = await forwarded("tcp", "127.0.0.1:0")
+    async with proxy, stream:
+        await proxy.send_all(V2.encode() + b"payload")
+        assert stream.send_nowait(b"x") == 0
+        with pytest.raises(trio.WouldBlock):
+            stream.receive_nowait()
+        await stream.do_handshake()
+
+        assert trionet.BufferedStream(stream).send_nowait(b"hello") == 5
+        assert stream.receive_nowait() == b"payload"
+        assert stream.bytes_received == 7
+        with pytest.raises(trio.WouldBlock):
+            stream.receive_nowait()
+        assert await proxy.receive_some() == b"hello"
+
+
 @everywhere
 async def test_two_tasks_may_meet_in_the_handshake(network: str, address: str) -> None:
     proxy, stream = await forwarded(network, address)

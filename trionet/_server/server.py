@@ -28,6 +28,7 @@ from .accept import Accepting
 from .closing import close_politely
 from .connection import Connection, HalfCloseableConnection
 from .facts import ConnectionInfo, ServerStatistics, ShutdownReport, Watched
+from .hosts import HostCounts
 from .limits import Limits, check_seconds
 from .timekeeper import Timekeeper
 
@@ -91,7 +92,7 @@ class Server:
         # An insertion-ordered set of what is open.
         self._connections: dict[Connection, None] = {}
         self._accepted = self._completed = self._failed = self._rejected = 0
-        self._hosts: dict[str, int] = {}
+        self._hosts = HostCounts(self._limits.max_connections_per_host)
         self._timekeeper = Timekeeper(
             self._limits, self._connections.keys(), self._close_from_outside
         )
@@ -293,10 +294,10 @@ class Server:
             limits.max_connections is not None and len(self._connections) >= limits.max_connections
         )
         host = None
-        if limits.max_connections_per_host is not None and not hasattr(transport, "proxy_header"):
+        if self._hosts.limited and not hasattr(transport, "proxy_header"):
             # A proxy's connections are all its own until it says whose they are.
-            host = self._host_of(transport)
-            full = full or self._host_is_full(host)
+            host = transport.remote_address.host
+            full = full or self._hosts.is_full(host)
         if full or self.draining.is_set():
             self.refuse(transport)
             return
@@ -306,7 +307,8 @@ class Server:
         connection = kind(transport, self, trio.current_time())
         self._connections[connection] = None
         if host is not None:
-            self._count_host(connection, host)
+            connection._host = host
+            self._hosts.add(host)
         handshakes = hasattr(transport, "do_handshake")
         if handshakes:
             connection._phase = "handshaking"
@@ -337,26 +339,6 @@ class Server:
         """Drain, and let `serve` raise ``error`` afterwards."""
         self._failure = error
         self.shutdown()
-
-    # Hosts
-
-    def _host_of(self, transport: Stream) -> str | None:
-        if self._limits.max_connections_per_host is None:
-            return None
-        return transport.remote_address.host
-
-    def _host_is_full(self, host: str | None) -> bool:
-        most = self._limits.max_connections_per_host
-        return host is not None and most is not None and self._hosts.get(host, 0) >= most
-
-    def _count_host(self, connection: Connection, host: str) -> None:
-        connection._host = host
-        self._hosts[host] = self._hosts.get(host, 0) + 1
-
-    def _discount_host(self, host: str) -> None:
-        self._hosts[host] -= 1
-        if not self._hosts[host]:
-            del self._hosts[host]
 
     def _deadline_of(self, connection: Connection) -> float:
         """When the scope of ``connection`` ends in its present phase."""
@@ -431,13 +413,13 @@ class Server:
         # A handshake may win the race against its end; the end counts.
         if scope.cancel_called:
             return
-        if connection._host is None:
-            host = self._host_of(transport)
-            if self._host_is_full(host):
+        if self._hosts.limited and connection._host is None:
+            host = connection.remote_address.host
+            if self._hosts.is_full(host):
                 connection._phase = "rejected"
                 return
-            if host is not None:
-                self._count_host(connection, host)
+            connection._host = host
+            self._hosts.add(host)
         connection._phase = "active"
         scope.deadline = self._deadline_of(connection)
         if connection._watched is not None:
@@ -456,8 +438,7 @@ class Server:
             # Before serve's own task had its turn: the report is to count this one, too.
             self.shutdown(0)
         del self._connections[connection]
-        if connection._host is not None:
-            self._discount_host(connection._host)
+        self._hosts.remove(connection._host)
         if connection._phase == "rejected":
             self._rejected += 1
         elif returned:

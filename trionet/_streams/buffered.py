@@ -223,6 +223,10 @@ class BufferedStream(Stream):
         """Send ``data`` as the transport does, with its errors; if cancelled, part of it."""
         return self.transport.send_all(data)
 
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Hand on what the transport takes without waiting; return how many bytes that is."""
+        return self.transport.send_nowait(data)
+
     def wait_send_all_might_not_block(self) -> Coroutine[Any, Any, None]:
         """Wait as the transport does. If cancelled, nothing was sent."""
         return self.transport.wait_send_all_might_not_block()

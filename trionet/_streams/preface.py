@@ -21,17 +21,19 @@ from trio.lowlevel import checkpoint
 
 from .._address import printable
 from .._options import ProxyProtocol
-from ..abc import Listener, Stream
+from ..abc import Stream
 from . import readiness
 from .buffered import BufferedStream
 from .files import check_file, send_by_reading
 from .proxy_protocol import ProxyHeader, ProxyReader
 from .sockets import SocketStream
+from .wrapping import WrappingListener
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from .._address import Address
+    from ..abc import Listener
 
 __all__ = ("HalfCloseableProxyStream", "ProxyListener", "ProxyStream", "check_proxy_protocol")
 
@@ -185,6 +187,16 @@ class ProxyStream(Stream):
         inner = self._inner
         return self._receive_after(max_bytes) if inner is None else inner.receive_some(max_bytes)
 
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Hand on what the transport takes without waiting; before the header was read nothing."""
+        return 0 if self._inner is None else self.transport.send_nowait(data)
+
+    def receive_nowait(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Receive what is there already, as the transport does, once the header was read."""
+        if self._inner is None:
+            raise trio.WouldBlock
+        return self._inner.receive_nowait(max_bytes)
+
     def aclose(self) -> Coroutine[Any, Any, None]:
         """Close the transport. Cancelled or not, it is closed afterwards."""
         return (self._inner or self.transport).aclose()
@@ -298,51 +310,19 @@ class HalfCloseableProxyStream(ProxyStream, trio.abc.HalfCloseableStream):
 
 
 @final
-class ProxyListener(Listener[ProxyStream]):
+class ProxyListener(WrappingListener[ProxyStream]):
     """Accepts connections that a proxy forwards, their headers still to be read.
 
     Attributes:
-      transport: the listener underneath.
       proxy_protocol: who may send a header, and which.
     """
 
-    __slots__ = ("proxy_protocol", "transport")
+    __slots__ = ("proxy_protocol",)
 
     def __init__(self, transport: Listener[Stream], proxy_protocol: ProxyProtocol) -> None:
         check_proxy_protocol(proxy_protocol)
-        self.transport: Listener[Stream] = transport
+        super().__init__(transport)
         self.proxy_protocol: ProxyProtocol = proxy_protocol
-
-    def __repr__(self) -> str:
-        return f"<ProxyListener over {self.transport!r}>"
-
-    @property
-    def address(self) -> Address:
-        """Where the transport listens."""
-        return self.transport.address
-
-    async def accept(self) -> ProxyStream:
-        """Take a connection, as the transport's ``accept`` does; the header is to come.
-
-        If cancelled, no connection is lost.
-        """
-        return self._wrap(await self.transport.accept())
-
-    def accept_nowait(self) -> ProxyStream:
-        """Take a connection, as the transport's ``accept_nowait`` does."""
-        return self._wrap(self.transport.accept_nowait())
-
-    async def wait_acceptable(self) -> None:
-        """Wait as the transport does. If cancelled, nothing was taken."""
-        await self.transport.wait_acceptable()
-
-    async def aclose(self) -> None:
-        """Close the transport. Cancelled or not, it is closed afterwards."""
-        await self.transport.aclose()
-
-    def close(self) -> None:
-        """Close the transport at once."""
-        self.transport.close()
 
     def _wrap(self, stream: Stream) -> ProxyStream:
         half = isinstance(stream, trio.abc.HalfCloseableStream)

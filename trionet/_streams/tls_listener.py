@@ -6,64 +6,32 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ..abc import Listener, Stream
 from .tls import TLSStream, check_tls_arguments
+from .wrapping import WrappingListener
 
 if TYPE_CHECKING:
     import ssl
 
-    from .._address import Address
+    from ..abc import Listener, Stream
 
 __all__ = ("TLSListener", "start_tls")
 
 
 @final
-class TLSListener(Listener[TLSStream]):
+class TLSListener(WrappingListener[TLSStream]):
     """Accepts TLS connections, not yet handshaken, from another listener.
 
     Attributes:
-      transport: the listener underneath.
       ssl_context: what new connections are made with; it may be replaced at any time, to renew a
         certificate say, and connections already made keep theirs.
     """
 
-    __slots__ = ("ssl_context", "transport")
+    __slots__ = ("ssl_context",)
 
     def __init__(self, transport: Listener[Stream], ssl_context: ssl.SSLContext) -> None:
         check_tls_arguments(ssl_context, True, None)
-        self.transport: Listener[Stream] = transport
+        super().__init__(transport)
         self.ssl_context: ssl.SSLContext = ssl_context
-
-    def __repr__(self) -> str:
-        return f"<TLSListener over {self.transport!r}>"
-
-    @property
-    def address(self) -> Address:
-        """Where the transport listens."""
-        return self.transport.address
-
-    async def accept(self) -> TLSStream:
-        """Take a connection, as the transport's ``accept`` does; the handshake is to come.
-
-        If cancelled, no connection is lost.
-        """
-        return self._wrap(await self.transport.accept())
-
-    def accept_nowait(self) -> TLSStream:
-        """Take a connection, as the transport's ``accept_nowait`` does."""
-        return self._wrap(self.transport.accept_nowait())
-
-    async def wait_acceptable(self) -> None:
-        """Wait as the transport does. If cancelled, nothing was taken."""
-        await self.transport.wait_acceptable()
-
-    async def aclose(self) -> None:
-        """Close the transport. Cancelled or not, it is closed afterwards."""
-        await self.transport.aclose()
-
-    def close(self) -> None:
-        """Close the transport at once."""
-        self.transport.close()
 
     def _wrap(self, stream: Stream) -> TLSStream:
         return TLSStream(stream, self.ssl_context, server_side=True)
