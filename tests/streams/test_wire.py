@@ -311,3 +311,24 @@ def test_options_refuse_a_link_that_is_none() -> None:
 
     with pytest.raises(TypeError, match=r"MemoryOptions\.link"):
         MemoryOptions(link=wrong)
+
+
+async def test_a_sender_whose_window_is_closed_hears_of_a_reset_that_was_lost(
+    autojump_clock: object,
+) -> None:
+    async with connected(Link(latency=0.01), buffer_size=1000) as (near, far):
+
+        async def send() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                await far.send_all(bytes(10_000))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await trio.sleep(1)
+            start = trio.current_time()
+            line = near._outgoing.line  # type: ignore[union-attr]
+            line.link = Link(loss=1)
+            near.reset()
+            line.link = Link(latency=0.01)
+        # It asked for the window after the first timeout, and was told there and then.
+        assert round(trio.current_time() - start, 9) == 0.22
