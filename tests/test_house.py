@@ -110,6 +110,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "network_rules",
             "network_arguments",
             "conformance",
+            "faulty",
             "trace",
             "_run",
             "rules",

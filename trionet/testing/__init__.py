@@ -43,6 +43,8 @@ from .._options import Link as Link
 from .conformance import check_listener as check_listener
 from .conformance import check_network as check_network
 from .dns import DNS as DNS
+from .faulty import FaultyStream as FaultyStream
+from .faulty import HalfCloseableFaultyStream as HalfCloseableFaultyStream
 from .host import Host as Host
 from .network import VirtualNetwork as VirtualNetwork
 from .problems import Deadlock as Deadlock
@@ -65,6 +67,8 @@ __all__ = (
     "Endpoint",
     "EscapeError",
     "Event",
+    "FaultyStream",
+    "HalfCloseableFaultyStream",
     "Host",
     "Link",
     "OutrunError",
