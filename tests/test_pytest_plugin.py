@@ -221,21 +221,27 @@ def test_a_failure_tells_how_to_repeat_it_and_that_repeats_it(
 def test_the_same_seeds_fail_in_every_process_however_fixtures_were_ordered(
     run_apart: Run,
 ) -> None:
-    # pytest-trio keeps fixtures in a set of objects, which has another order in each process.
+    # pytest-trio starts fixtures in the order of a set of objects, another one in each process.
+    # How long the first of these takes, and so how much chance it uses up, depends on it.
     source = """
+        ready = []
+
         @pytest.fixture
         async def one():
-            await trio.lowlevel.checkpoint()
+            while not ready:
+                await trio.lowlevel.checkpoint()
 
         @pytest.fixture
         async def two():
-            for _ in range(3):
-                await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            ready.append(True)
             yield
+            ready.clear()
 
         @pytest.fixture
-        async def three(two):
-            yield
+        async def three():
+            for _ in range(6):
+                await trio.lowlevel.checkpoint()
 
         @pytest.mark.seeds(12)
         async def test_race(one, two, three, nursery):
@@ -502,6 +508,162 @@ def test_tls_contexts_trust_each_other_and_cost_once(run: Run) -> None:
             assert tls.server_called("api.example", "www.example") is context
             with pytest.raises(ValueError, match="a server needs a name"):
                 tls.server_called()
+        """
+    )
+
+    result.assert_outcomes(passed=2)
+
+
+# The virtual network
+
+ECHO = """
+    @pytest.fixture
+    def server(net):
+        return net.host("server")
+
+    async def test_an_echo(net, nursery, server):
+        assert net.host("server") is server
+        await nursery.start(server.run, trio.serve_tcp, echo, 7)
+        async with await trio.open_tcp_stream("server", 7) as stream:
+            await stream.send_all(b"hi")
+            assert await stream.receive_some() == b"hi"
+"""
+
+
+def test_unmodified_programs_meet_on_the_network(run: Run) -> None:
+    run(ECHO).assert_outcomes(passed=1)
+
+
+def test_the_network_needs_no_pytest_trio(run: Run) -> None:
+    result = run(
+        """
+        async def test_an_echo(net):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(net.host("server").run, trio.serve_tcp, echo, 7)
+                async with await trio.open_tcp_stream("server", 7) as stream:
+                    await stream.send_all(b"hi")
+                    assert await stream.receive_some() == b"hi"
+                nursery.cancel_scope.cancel()
+        """,
+        "-p",
+        "no:trio",
+    )
+
+    result.assert_outcomes(passed=1)
+
+
+def test_the_network_has_the_seed_of_the_test(run: Run) -> None:
+    result = run(
+        """
+        @pytest.mark.seeds(3)
+        async def test_one(net, net_seed):
+            assert net.seed == net_seed
+        """
+    )
+
+    result.assert_outcomes(passed=3)
+
+
+def test_async_fixtures_may_set_up_servers(run: Run) -> None:
+    result = run(
+        """
+        @pytest.fixture
+        async def server(net, nursery):
+            host = net.host("server")
+            await nursery.start(host.run, trio.serve_tcp, echo, 7)
+            return host
+
+        @pytest.mark.seeds(3)
+        async def test_one(server, net):
+            async with await trio.open_tcp_stream("server", 7) as stream:
+                await stream.send_all(b"hi")
+                assert await stream.receive_some() == b"hi"
+            with pytest.raises(OSError, match="attempts to connect"):
+                await trio.open_tcp_stream("server", 8)
+        """
+    )
+
+    result.assert_outcomes(passed=3)
+
+
+def test_a_failure_shows_the_trace_and_open_sockets(run: Run) -> None:
+    result = run(ECHO.replace('== b"hi"', '== b"ho"'))
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*- trionet -*",
+            "seed 0, virtual time 0 s, *",
+            "The last events of * on the network:",
+            "* sent tcp#1 DATA server(10.*:7) > localhost(*2 bytes*",
+            "Open sockets, when it failed:",
+            "  <virtual tcp socket * of server, listening*",
+            'To repeat it: pytest "test_it.py::test_an_echo" --net-seed=0',
+        ]
+    )
+
+
+def test_a_deadlock_shows_the_sockets_of_its_moment(run: Run) -> None:
+    result = run(
+        """
+        async def test_one(net, nursery):
+            await nursery.start(net.host("server").run, trio.serve_tcp, echo, 7)
+            async with await trio.open_tcp_stream("server", 7) as stream:
+                await stream.receive_some()
+        """
+    )
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*Deadlock: nothing can happen*",
+            "Open sockets, when it failed:",
+            "  <virtual tcp socket * of localhost, <Connection *",
+            "  <virtual tcp socket * of server, <Connection *",
+        ]
+    )
+
+
+def test_a_synchronous_test_cannot_have_a_network(run: Run) -> None:
+    result = run(
+        """
+        def test_one(net): ...
+        """
+    )
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["the fixture net is for async tests*"])
+
+
+def test_a_socket_left_open_fails_the_test(run: Run) -> None:
+    result = run(
+        """
+        async def test_one(net, nursery):
+            await nursery.start(net.host("server").run, trio.serve_tcp, echo, 7)
+            global stream
+            stream = await trio.open_tcp_stream("server", 7)
+        """
+    )
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*sockets were left open:", "<virtual tcp socket * of localhost, *"]
+    )
+
+
+def test_a_network_and_tls(run: Run) -> None:
+    result = run(
+        """
+        @pytest.mark.seeds(2)
+        async def test_one(net, nursery, tls):
+            await nursery.start(
+                net.host("api.example").run,
+                trio.serve_ssl_over_tcp, echo, 443, tls.server_called("api.example"),
+            )
+            stream = await trio.open_ssl_over_tcp_stream("api.example", 443, ssl_context=tls.client)
+            async with stream:
+                await stream.send_all(b"hi")
+                assert await stream.receive_some() == b"hi"
         """
     )
 

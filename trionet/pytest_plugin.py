@@ -1,26 +1,34 @@
-"""The pytest plugin: tests in virtual time, with a seed.
+"""The pytest plugin: tests on a virtual network, in virtual time, with a seed.
 
-It is installed with trionet. A test that asks for `net_seed`, or has the mark ``seeds``, runs as
-`trionet.testing.simulate` runs a program::
+It is installed with trionet. A test that asks for `net` runs as `trionet.testing.simulate` runs a
+program, on a `VirtualNetwork` of its own::
+
+    async def test_an_echo(net, nursery):
+        await nursery.start(net.host("server").run, trio.serve_tcp, echo, 7)
+        stream = await trio.open_tcp_stream("server", 7)
+        await stream.send_all(b"hi")
+        assert await stream.receive_some() == b"hi"
+
 
     @pytest.mark.seeds(200)
-    async def test_the_order_does_not_matter(nursery): ...
+    async def test_the_order_does_not_matter(net, nursery): ...
 
-``seeds(n)`` runs a test with the seeds 0 to n - 1, each a test of its own; a synchronous test gets
-them from `net_seed`, and is not simulated. A failure tells its seed, and ``--net-seed=N`` runs with
-the seed N alone. Deadlocks, real sockets and slow threads fail a test.
+``seeds(n)`` runs a test with the seeds 0 to n - 1, each a test of its own; an async one is
+simulated, with or without `net`. A failure tells its seed and the last events on the network;
+``--net-seed=N`` runs with the seed N alone. Deadlocks, real sockets, slow threads, and sockets that
+a test leaves open fail it.
 
 The fixtures `memory_network` and `tls` are for any test. Async tests are run with pytest-trio,
 where that is installed, and so may use its fixtures; those start in no certain order, so the seed
 begins anew when all are set up. Other async plugins, and Hypothesis's ``@given`` on an async
-function, do not go together with it: use `simulate` within a synchronous test.
+function, do not go together with `net`: use `simulate` within a synchronous test.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, final
 
 import pytest
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     import trionet
+    from trionet.testing import VirtualNetwork
     from trionet.testing.certificates import Certificates
     from trionet.testing.simulation import Simulation
 
@@ -58,7 +67,15 @@ LAST_EVENTS: Final = 30
 class _Story:
     """What is known of one simulated test, from its set-up to its report."""
 
+    net: VirtualNetwork | None = None
     simulation: Simulation | None = None
+    # Of the moment of failure: by the time of the report everything is closed.
+    sockets: list[str] = field(default_factory=list)
+
+    def look(self) -> None:
+        """Take down what is open, the first time that something goes wrong."""
+        if self.net is not None and not self.sockets:
+            self.sockets = _open_sockets(self.net)
 
 
 _STORY: Final = pytest.StashKey[_Story]()
@@ -79,10 +96,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Describe the mark."""
+    """Describe the mark, and choose a `net`."""
     config.addinivalue_line(
         "markers", "seeds(n): run the test with the seeds 0 to n - 1; an async test is simulated"
     )
+    # Where pytest-trio runs fixtures, those that ask for `net` have to be run within the test's
+    # run, and so `net` too has to be one of its kind.
+    asynchronous = config.pluginmanager.hasplugin("trio")
+    config.pluginmanager.register(_NetInRun() if asynchronous else _Net(), "trionet.net")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -129,10 +150,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Refuse what would silently run in real time."""
+    """Make the network; refuse what would silently run in real time."""
+    has_net = "net" in getattr(item, "fixturenames", ())
     if _STORY not in item.stash:
+        if has_net:
+            pytest.fail(
+                "the fixture net is for async tests; in others, open a VirtualNetwork in what "
+                "trionet.testing.simulate() runs",
+                pytrace=False,
+            )
         return
-    item.stash[_STORY] = _Story()
+    from trionet.testing import VirtualNetwork
+
+    item.stash[_STORY] = _Story(net=VirtualNetwork() if has_net else None)
     if hasattr(item.obj, "hypothesis"):  # type: ignore[attr-defined]
         pytest.fail(
             "@given on an async test cannot be simulated, since pytest-trio would run it in real "
@@ -141,26 +171,36 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call(item: pytest.Item) -> None:
-    """Let the seed begin where the test does, and see that it is us who run it."""
-    # Where a test is run again, pytest-trio's wrapper already has ours inside.
-    if _STORY not in item.stash or not inspect.iscoroutinefunction(item.obj):  # type: ignore[attr-defined]
-        return
-    test = item.obj  # type: ignore[attr-defined]
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Let the seed begin where the test does, before pytest-trio, a wrapper too, takes it."""
+    if _STORY in item.stash:
+        assert isinstance(item, pytest.Function)
+        # Where a test is run again, pytest-trio's wrapper already has ours inside.
+        if inspect.iscoroutinefunction(item.obj):
+            item.obj = _beginning(item, item.obj)
+    return (yield)
 
+
+def _beginning(
+    item: pytest.Function, test: Callable[..., Awaitable[object]]
+) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
     async def begin(**arguments: object) -> None:
-        simulation = item.stash[_STORY].simulation
-        if simulation is None:
+        story = item.stash[_STORY]
+        if story.simulation is None:
             pytest.fail(
                 "another plugin than pytest-trio runs this test, in real time and without a seed",
                 pytrace=False,
             )
-        simulation.restart()
-        await test(**arguments)
+        story.simulation.restart()
+        try:
+            await test(**arguments)
+        except BaseException:
+            story.look()
+            raise
 
-    item.obj = begin  # type: ignore[attr-defined]
+    return begin
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -184,10 +224,14 @@ def _run(
 
     story = item.stash[_STORY]
     seed: Any = item.funcargs["net_seed"]
-    story.simulation = Simulation(seed, clock=_checked(clock))
+    story.simulation = Simulation(seed, clock=_checked(clock), at_problem=story.look)
 
     async def main() -> None:
-        await test()
+        if story.net is None:
+            await test()
+        else:
+            async with story.net:
+                await _on_network(story.net, test)
 
     # What a deadlock calls the task at the root.
     main.__name__ = item.name
@@ -202,6 +246,17 @@ def _checked(clock: trio.abc.Clock | None) -> MockClock | None:
     pytest.fail("a simulated test needs no clock, or the fixture autojump_clock", pytrace=False)
 
 
+async def _on_network(net: VirtualNetwork, test: Callable[[], Awaitable[object]]) -> None:
+    await test()
+    # All fixtures are done with, too.
+    if left := _open_sockets(net):
+        pytest.fail("sockets were left open:\n" + "\n".join(left), pytrace=False)
+
+
+def _open_sockets(net: VirtualNetwork) -> list[str]:
+    return [repr(sock) for host in net.hosts for sock in host.stack.sockets.values()]
+
+
 # Telling
 
 
@@ -213,13 +268,15 @@ def pytest_runtest_makereport(
     report = yield
     story = item.stash.get(_STORY, None)
     if report.failed and story is not None and story.simulation is not None:
-        report.sections.append(("trionet", _tell(item, story.simulation)))
+        report.sections.append(("trionet", _tell(item, story, story.simulation)))
     return report
 
 
-def _tell(item: pytest.Item, simulation: Simulation) -> str:
+def _tell(item: pytest.Item, story: _Story, simulation: Simulation) -> str:
     parts = [
         simulation.report(LAST_EVENTS),
+        *(["Open sockets, when it failed:"] if story.sockets else []),
+        *(f"  {sock}" for sock in story.sockets),
         f'To repeat it: pytest "{item.nodeid}" --net-seed={simulation.seed}',
     ]
     return "\n".join(parts)
@@ -235,6 +292,37 @@ def net_seed(request: pytest.FixtureRequest) -> int:
     if given is None:
         given = request.config.getoption("net_seed")
     return 0 if given is None else given
+
+
+def _net(request: pytest.FixtureRequest) -> VirtualNetwork:
+    story: _Story = request.node.stash[_STORY]
+    if story.net is None:
+        pytest.fail("ask for net by a test's or a fixture's argument", pytrace=False)
+    return story.net
+
+
+@final
+class _NetInRun:
+    @pytest.fixture
+    async def net(
+        self,
+        net_seed: int,  # noqa: ARG002 - to have it set up
+        request: pytest.FixtureRequest,
+    ) -> VirtualNetwork:
+        """A `trionet.testing.VirtualNetwork` with the test's seed; the test runs in its block."""
+        return _net(request)
+
+
+@final
+class _Net:
+    @pytest.fixture
+    def net(
+        self,
+        net_seed: int,  # noqa: ARG002 - to have it set up
+        request: pytest.FixtureRequest,
+    ) -> VirtualNetwork:
+        """A `trionet.testing.VirtualNetwork` with the test's seed; the test runs in its block."""
+        return _net(request)
 
 
 @pytest.fixture

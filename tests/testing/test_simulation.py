@@ -269,10 +269,11 @@ def test_a_restart_forgets_what_came_before() -> None:
         async def main() -> object:
             for _ in range(steps_before):
                 await draws()
+                random_stream("mine").random()
             start = trio.current_time()
             await trio.sleep(100 - start)
             simulation.restart()
-            return await draws(), os.urandom(4)
+            return await draws(), os.urandom(4), random_stream("mine").random()
 
         return simulation.run(main)
 

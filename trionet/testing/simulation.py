@@ -80,11 +80,14 @@ class Simulation:
         entropy: bool = True,
         time_limit: float | None = TIME_LIMIT,
         clock: trio.testing.MockClock | None = None,
+        at_problem: Callable[[], None] | None = None,
     ) -> None:
         """Prepare a run.
 
         Args:
           clock: a clock of the caller's own, with ``autojump_threshold=0``.
+          at_problem: called when a `SimulationError` ends the run, before the program is
+            cancelled; must not raise.
 
         The rest is as in `simulate`.
         """
@@ -99,7 +102,7 @@ class Simulation:
         self._system = self._generator("entropy")
         # Made here, outside of `virtual_wall_clock`: it takes the real clock that it finds.
         self._clock = trio.testing.MockClock(autojump_threshold=0) if clock is None else clock
-        self._watch = Watch(self._clock, time_limit=time_limit)
+        self._watch = Watch(self._clock, time_limit=time_limit, at_problem=at_problem)
 
     @property
     def time(self) -> float:
@@ -141,6 +144,7 @@ class Simulation:
 
         Whoever runs a test after fixtures that were set up in no certain order calls this.
         """
+        self._streams.clear()
         if self.seeded:
             reseed_scheduler(self._generator("scheduler"))
         if self._entropy:

@@ -34,6 +34,7 @@ from .problems import Deadlock, EscapeError, OutrunError, SimulationError, TimeL
 from .task_tree import children_of, task_tree, walk_tasks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType
 
 __all__ = ("PATIENCE", "Watch")
@@ -59,12 +60,19 @@ INFINITY: Final = float("inf")
 class Watch(trio.abc.Instrument):
     """Watches one run."""
 
-    def __init__(self, clock: trio.testing.MockClock, *, time_limit: float | None) -> None:
+    def __init__(
+        self,
+        clock: trio.testing.MockClock,
+        *,
+        time_limit: float | None,
+        at_problem: Callable[[], None] | None,
+    ) -> None:
         self.problem: SimulationError | None = None
         self.steps: int = 0
         self.time: float = 0.0
         self._clock = clock
         self._time_limit = time_limit
+        self._at_problem = at_problem
         self._scope: trio.CancelScope | None = None
         self._main: trio.lowlevel.Task | None = None
         self._name = ""
@@ -254,6 +262,8 @@ class Watch(trio.abc.Instrument):
             parts.append(f"Threads started meanwhile, which trio may not know of: {strange}")
         self.problem = kind("\n".join(parts))
         self._ends = self.time + CLEAN_UP
+        if self._at_problem is not None:
+            self._at_problem()
         self._scope.cancel()
 
     def _insist(self) -> None:
