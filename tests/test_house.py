@@ -123,6 +123,8 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "stream_sockets",
             "dns",
             "host",
+            "faults",
+            "netstat",
             "network",
             "problems",
             "scheduler",

@@ -203,6 +203,11 @@ class End:
         return self._fin == 3 and self.inbox.send_closed
 
     @property
+    def fin_state(self) -> str:
+        """What became of this end's FIN: ``none``, ``sent``, ``acknowledged``."""
+        return ("none", "sent", "sent", "acknowledged")[self._fin]
+
+    @property
     def buffered(self) -> int:
         """How many bytes stand in the send buffer, those on their way included."""
         return self._unsent + self._unacked

@@ -43,15 +43,21 @@ from .._options import Link as Link
 from .conformance import check_listener as check_listener
 from .conformance import check_network as check_network
 from .dns import DNS as DNS
+from .faults import Fault as Fault
 from .faulty import FaultyStream as FaultyStream
 from .faulty import HalfCloseableFaultyStream as HalfCloseableFaultyStream
 from .host import Host as Host
+from .netstat import NetstatLine as NetstatLine
 from .network import VirtualNetwork as VirtualNetwork
 from .problems import Deadlock as Deadlock
 from .problems import EscapeError as EscapeError
 from .problems import OutrunError as OutrunError
 from .problems import SimulationError as SimulationError
 from .problems import TimeLimitError as TimeLimitError
+from .rules import Delay as Delay
+from .rules import Deliver as Deliver
+from .rules import Drop as Drop
+from .rules import Reset as Reset
 from .simulation import Run as Run
 from .simulation import random_stream as random_stream
 from .simulation import simulate as simulate
@@ -64,14 +70,20 @@ from .trace import Trace as Trace
 __all__ = (
     "DNS",
     "Deadlock",
+    "Delay",
+    "Deliver",
+    "Drop",
     "Endpoint",
     "EscapeError",
     "Event",
+    "Fault",
     "FaultyStream",
     "HalfCloseableFaultyStream",
     "Host",
     "Link",
+    "NetstatLine",
     "OutrunError",
+    "Reset",
     "Run",
     "Segment",
     "SimulationError",

@@ -30,10 +30,17 @@ class Host:
       addresses: its IP addresses, as text; the loopback ones, which every host has, apart.
     """
 
-    def __init__(self, world: World, name: str, addresses: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        addresses: tuple[str, ...],
+        disturbed: Callable[[], object],
+    ) -> None:
         self.name: str = name
         self.addresses: tuple[str, ...] = addresses
         self._world = world
+        self._disturbed = disturbed
         self._stack = Stack(world, name, addresses)
         # The scopes of the programs that run here, oldest first.
         self._programs: dict[trio.CancelScope, None] = {}
@@ -102,6 +109,64 @@ class Host:
             yield
         finally:
             current_host.reset(token)
+
+    # What can happen to it
+
+    def kill(self) -> None:
+        """End every program here, as a signal that cannot be caught does.
+
+        The kernel closes their sockets: with a FIN, or with a RST where bytes were not received.
+        Programs may run here again at once.
+        """
+        self._world.trace.fault(trio.current_time(), f"{self.name} was killed")
+        self.end_programs(f"the host {self.name} was killed")
+        for sock in list(self._stack.sockets.values()):
+            sock.close()
+
+    def power_off(self) -> None:
+        """Cut the power: programs end, and nothing leaves this host any more.
+
+        The other ends of its connections hear nothing. What is on its way to it is lost, what
+        has left it arrives.
+
+        Raises:
+          RuntimeError: it is off.
+        """
+        stack = self._stack
+        if stack.off:
+            raise RuntimeError(f"{self.name} is off already")
+        self._world.trace.fault(trio.current_time(), f"{self.name} lost its power")
+        stack.off = True
+        self.end_programs(f"the host {self.name} lost its power")
+        for route in self._world.routes.values():
+            if self.name in (route.source, route.destination):
+                route.down += 1
+                route.refresh()
+                if route.destination == self.name:
+                    route.cut(f"{self.name} is off")
+        for sock in list(stack.sockets.values()):
+            sock.vanish()
+        for connection in list(stack.connections):
+            connection.vanish()
+        stack.clear()
+        self._disturbed()
+
+    def restart(self) -> None:
+        """Give it power again, with nothing open; programs are started by whoever wants them.
+
+        Whatever arrives for a connection from before is answered with a RST.
+
+        Raises:
+          RuntimeError: it is on.
+        """
+        if not self._stack.off:
+            raise RuntimeError(f"{self.name} is on: power_off() comes before restart()")
+        self._world.trace.fault(trio.current_time(), f"{self.name} started again")
+        self._stack.off = False
+        for route in self._world.routes.values():
+            if self.name in (route.source, route.destination):
+                route.down -= 1
+                route.refresh()
 
     # For the network
 

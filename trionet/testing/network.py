@@ -12,7 +12,9 @@ import trio
 from .._options import Link
 from ._run import current_run, current_seed
 from .dns import DNS
+from .faults import Faults
 from .host import Host, current_host
+from .netstat import NetstatLine, netstat
 from .sockets import UNIX
 from .stack import failure
 from .stream_sockets import StreamSocket
@@ -32,7 +34,7 @@ HOME: Final = "localhost"
 
 
 @final
-class VirtualNetwork:
+class VirtualNetwork(Faults):
     """A network of virtual hosts, for as long as its ``async with`` block lasts.
 
     Within the block ``trio.socket`` and everything on it reach virtual hosts, in whatever task of
@@ -179,12 +181,28 @@ class VirtualNetwork:
         for one in given:
             if one in world.places:
                 raise ValueError(f"{one} is {world.places[one].name}'s address already")
-        host = self._hosts[name] = Host(world, name, given)
+        host = self._hosts[name] = Host(world, name, given, self._disturbed)
         for one in given:
             world.places[one] = host.stack
         if name != HOME:
             self.dns.add(name, *given)
         return host
+
+    # Looking
+
+    def netstat(self) -> list[NetstatLine]:
+        """Return every listening socket and every end of a connection, host by host."""
+        return netstat(host.stack for host in self._hosts.values())
+
+    def leaks(self) -> list[str]:
+        """Return every socket that is open, and every one that was dropped without closing it.
+
+        For the end of a test, when all its programs have ended; empty is what it should be.
+        """
+        still_open = [
+            repr(sock) for host in self._hosts.values() for sock in host.stack.sockets.values()
+        ]
+        return still_open + self._world.abandoned
 
     # Inside
 

@@ -165,6 +165,12 @@ class Stack:
         family = "IPv6" if ":" in ip else "IPv4"
         raise failure(errno.ENETUNREACH, f"{self.name} has no {family} address")
 
+    def clear(self) -> None:
+        """Forget whatever is left, as a machine without power does."""
+        self.bindings.clear()
+        self.paths.clear()
+        self._next_port = EPHEMERAL.start
+
     # Ports
 
     def bind(self, binding: Binding) -> None:
@@ -200,9 +206,12 @@ class Stack:
     def unbind(self, binding: Binding) -> None:
         """Give an address back."""
         key = (binding.protocol, binding.port)
-        self.bindings[key].remove(binding)
-        if not self.bindings[key]:
-            del self.bindings[key]
+        holders = self.bindings.get(key, [])
+        if binding in holders:
+            # After a restart it is not.
+            holders.remove(binding)
+            if not holders:
+                del self.bindings[key]
 
     def find(self, protocol: str, ip: str, port: int) -> list[Binding]:
         """Return who takes what is sent to an address: the most exact; several share a port."""

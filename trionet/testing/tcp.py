@@ -241,7 +241,7 @@ class Connection(End):
         """
         if self.keepalive is None or self._keeping is not None or not self.is_open:
             return
-        if self.broken or self.finished or self._reliable():
+        if self.broken or self.finished or self.reliable:
             return
         self._keep(self._heard + self.keepalive[0])
 
@@ -251,7 +251,7 @@ class Connection(End):
             super().due(item)
             return
         self._keeping = None
-        if self.keepalive is None or self._reliable():
+        if self.keepalive is None or self.reliable:
             return
         idle, interval, count = self.keepalive
         now = trio.current_time()
@@ -276,7 +276,9 @@ class Connection(End):
         time = max(time, trio.current_time())
         self._keeping = self.line.timeline.at(time, self, KEEPALIVE)
 
-    def _reliable(self) -> bool:
+    @property
+    def reliable(self) -> bool:
+        """Whether all that is sent, either way, will arrive."""
         peer = self.peer
         return self.line.reliable and isinstance(peer, Connection) and peer.line.reliable
 
