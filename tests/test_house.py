@@ -99,7 +99,22 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "keyed",
         ),
     ),
-    ("_mux", ("driver", "stream", "listener", "session")),
+    (
+        "_mux",
+        (
+            "driver",
+            "stream",
+            "listener",
+            "session",
+            "duplex",
+            "halves",
+            "loan",
+            "fleet",
+            "lending",
+            "sessions",
+            "multiplexer",
+        ),
+    ),
     (
         "testing",
         (

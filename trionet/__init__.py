@@ -11,7 +11,15 @@ from ._errors import RemoteGoAwayError as RemoteGoAwayError
 from ._errors import SessionBrokenError as SessionBrokenError
 from ._errors import StreamResetError as StreamResetError
 from ._errors import TooLongError as TooLongError
+from ._mux.fleet import MultiplexerEvent as MultiplexerEvent
+from ._mux.halves import BorrowedStream as BorrowedStream
+from ._mux.halves import HalfCloseableBorrowedStream as HalfCloseableBorrowedStream
+from ._mux.halves import ReceiveHalf as ReceiveHalf
+from ._mux.halves import SendHalf as SendHalf
 from ._mux.listener import MuxListener as MuxListener
+from ._mux.loan import Loan as Loan
+from ._mux.multiplexer import Multiplexer as Multiplexer
+from ._mux.multiplexer import MultiplexerStatistics as MultiplexerStatistics
 from ._mux.session import MuxSession as MuxSession
 from ._mux.session import MuxStatistics as MuxStatistics
 from ._mux.session import open_mux as open_mux
@@ -66,9 +74,11 @@ from .yamux import MuxConfig as MuxConfig
 __all__ = (
     "Address",
     "Backoff",
+    "BorrowedStream",
     "BufferedStream",
     "Connection",
     "ConnectionInfo",
+    "HalfCloseableBorrowedStream",
     "HalfCloseableBufferedStream",
     "HalfCloseableConnection",
     "HalfCloseableProxyStream",
@@ -78,9 +88,13 @@ __all__ = (
     "LeaseError",
     "Limits",
     "Link",
+    "Loan",
     "MemoryListener",
     "MemoryOptions",
     "MemoryStream",
+    "Multiplexer",
+    "MultiplexerEvent",
+    "MultiplexerStatistics",
     "MuxConfig",
     "MuxListener",
     "MuxSession",
@@ -99,7 +113,9 @@ __all__ = (
     "ProxyProtocol",
     "ProxyStream",
     "ProxyTLV",
+    "ReceiveHalf",
     "RemoteGoAwayError",
+    "SendHalf",
     "Server",
     "ServerStatistics",
     "SessionBrokenError",

@@ -316,7 +316,7 @@ async def test_a_server_drains_when_the_session_it_serves_is_over(end: str) -> N
         elif end == "closed here":
             await pair.server.aclose()
         else:
-            pair.client._driver._carrier.reset()  # type: ignore[attr-defined]
+            pair.client._driver.carrier.reset()  # type: ignore[attr-defined]
         await server.wait_closed()
 
         assert finished == [b"half"]
@@ -494,7 +494,7 @@ async def test_a_lost_carrier_breaks_all_but_what_has_arrived_stays() -> None:
 async def test_what_the_carrier_raised_is_the_cause() -> None:
     async with sessions() as pair:
         near, _ = await pair.streams()
-        carrier = pair.client._driver._carrier
+        carrier = pair.client._driver.carrier
         assert isinstance(carrier, trionet.MemoryStream)
 
         carrier.reset()

@@ -55,6 +55,7 @@ class Driver:
     """Drives one session over one carrier.
 
     Attributes:
+      carrier: what the session runs over.
       core: the protocol.
       closed: the session was closed here.
       done: the carrier is closed, and nothing will happen any more.
@@ -64,11 +65,11 @@ class Driver:
 
     __slots__ = (
         "_armed",
-        "_carrier",
         "_cause",
         "_goodbye",
         "_scope",
         "_timer",
+        "carrier",
         "closed",
         "core",
         "done",
@@ -91,7 +92,7 @@ class Driver:
         Args:
           on_news: called by `wake` when something rare has happened.
         """
-        self._carrier = carrier
+        self.carrier: trio.abc.Stream = carrier
         self.core: Session = Session(role, config, clock=trio.current_time)
         self.on_news: Callable[[], None] = on_news
         self.closed: bool = False
@@ -185,7 +186,7 @@ class Driver:
                 # For what the carrier itself may have to say, TLS's close_notify say.
                 self._goodbye.deadline = trio.current_time() + FAREWELL
                 with self._goodbye, suppress(*CARRIER_ERRORS):
-                    await self._carrier.aclose()
+                    await self.carrier.aclose()
             finally:
                 self.done.set()
 
@@ -195,7 +196,7 @@ class Driver:
         If cancelled, or once the time allowed is over, the carrier is closed forcefully.
         """
         self.closed = True
-        self.core.shut(barrier=not isinstance(self._carrier, trio.abc.HalfCloseableStream))
+        self.core.shut(barrier=not isinstance(self.carrier, trio.abc.HalfCloseableStream))
         self.wake()
         try:
             with trio.move_on_after(self.core.config.close_timeout):
@@ -221,7 +222,7 @@ class Driver:
 
     async def _read(self) -> None:
         core = self.core
-        receive_some = self._carrier.receive_some
+        receive_some = self.carrier.receive_some
         try:
             while True:
                 data = await receive_some(READ_SIZE)
@@ -240,7 +241,7 @@ class Driver:
     async def _write(self) -> None:
         core = self.core
         output = core.output
-        send_all = self._carrier.send_all
+        send_all = self.carrier.send_all
         patience = 0
         try:
             while not core.silent:
@@ -273,8 +274,8 @@ class Driver:
             self._arm_farewell()
 
     async def _say_eof(self) -> None:
-        if isinstance(self._carrier, trio.abc.HalfCloseableStream):
-            await self._carrier.send_eof()
+        if isinstance(self.carrier, trio.abc.HalfCloseableStream):
+            await self.carrier.send_eof()
 
     async def _keep_time(self) -> None:
         core = self.core

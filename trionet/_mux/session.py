@@ -26,7 +26,7 @@ from .listener import MuxListener
 from .stream import MuxStream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 __all__ = ("MuxConfig", "MuxSession", "MuxStatistics", "open_mux")
 
@@ -68,11 +68,25 @@ class MuxStatistics:
 class MuxSession:
     """Streams in both directions over one carrier; made by `open_mux`."""
 
-    __slots__ = ("_drained", "_draining", "_driver", "_listener", "_openers", "_pingers")
+    __slots__ = (
+        "_drained",
+        "_draining",
+        "_driver",
+        "_listener",
+        "_on_change",
+        "_openers",
+        "_pingers",
+    )
 
     def __init__(
-        self, carrier: trio.abc.Stream, role: Literal["client", "server"], config: MuxConfig
+        self,
+        carrier: trio.abc.Stream,
+        role: Literal["client", "server"],
+        config: MuxConfig,
+        on_change: Callable[[], object] | None = None,
     ) -> None:
+        # Told, synchronously, after a stream ended or was acknowledged, a go-away, the end.
+        self._on_change = on_change
         self._driver = Driver(carrier, role, config, self._on_news)
         self._listener = MuxListener(self._driver)
         self._draining = False
@@ -269,6 +283,8 @@ class MuxSession:
                 reschedule(task, outcome.Error(self._driver.ending()))
         if self._draining and not core.streams:
             self._drained.set()
+        if self._on_change is not None:
+            self._on_change()
 
 
 @asynccontextmanager

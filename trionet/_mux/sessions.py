@@ -1,0 +1,298 @@
+"""The connections of a multiplexer as yamux sessions, and the streams opened on them.
+
+How this works. Each connection carries a `MuxSession`, whose driver runs as a task beside the
+dials. A stream is opened on the session that has the fewest; who finds all of them full, or none,
+waits in one queue. Whenever a session has news (a stream ended or was acknowledged, the peer goes
+away, the end) it calls `_changed`, which is where everything else happens: waiting tasks get their
+streams, a session without any goes on the shelf, one whose peer goes away is taken out and closed
+once its last stream has ended, one that broke is taken out at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from itertools import islice
+from typing import TYPE_CHECKING, final
+
+import trio
+from trio.lowlevel import (
+    cancel_shielded_checkpoint,
+    checkpoint_if_cancelled,
+    current_task,
+    enable_ki_protection,
+)
+
+from .._errors import PoolTimeoutError
+from .._pool.waiters import WaitQueue
+from .session import MuxSession
+from .stream import MuxStream
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trio.lowlevel import Task
+
+    from .._pool.entry import Entry
+    from ..yamux import MuxConfig
+    from .fleet import Fleet
+
+__all__ = ("Opening", "Sessions")
+
+
+@final
+class Opening:
+    """A stream that somebody waits for."""
+
+    __slots__ = ("since", "weight")
+
+    def __init__(self, weight: int, since: float) -> None:
+        self.weight: int = weight
+        self.since: float = since
+
+
+@final
+class Sessions:
+    """Opens streams; see the note on top.
+
+    Attributes:
+      acquired, timed_out: as in `MultiplexerStatistics`.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Awaitable[trio.abc.Stream]] | None, config: MuxConfig
+    ) -> None:
+        self._dial = connect
+        self._config = config
+        self._fleet: Fleet[MuxSession]
+        self._entries: dict[MuxSession, Entry[MuxSession]] = {}
+        # Those on which streams can be opened.
+        self._usable: dict[MuxSession, Entry[MuxSession]] = {}
+        self.everyone: OrderedDict[Task, Opening] = OrderedDict()
+        self.queue: WaitQueue[Opening] = WaitQueue(everyone=self.everyone)
+        self.acquired = self.timed_out = 0
+        # How many streams a session carries at once, as long as the peer answers; and how many
+        # are so many that it is time for another session: a dial takes longer than an opening.
+        self._most = min(config.max_outbound_streams, config.max_unacknowledged)
+        self._near = math.ceil(0.8 * config.max_outbound_streams)
+        self._near_unacknowledged = math.ceil(0.8 * config.max_unacknowledged)
+
+    def attach(self, fleet: Fleet[MuxSession]) -> None:
+        """Work for ``fleet``, whose replacements need not wait for those that drain."""
+        self._fleet = fleet
+        fleet.usage = self
+        fleet.aside = True
+
+    # Making sessions
+
+    async def connect(self) -> MuxSession:
+        """Dial, and begin a session on what that brings; for the supply."""
+        assert self._dial is not None
+        stream = await self._dial()
+        if not isinstance(stream, trio.abc.Stream):
+            raise TypeError(f"connect must return a trio.abc.Stream, got {stream!r}")
+        return self.begin(stream)
+
+    def begin(self, stream: trio.abc.Stream) -> MuxSession:
+        """Begin a session on ``stream``, in a task beside the dials."""
+        session = MuxSession(stream, "client", self._config, lambda: self._changed(session))
+        # Nobody is here to accept what the peer might open.
+        session.listener().close()
+        self._fleet.supply.start(session._driver.run)
+        return session
+
+    def knows(self, stream: trio.abc.Stream) -> bool:
+        """Whether a session runs on ``stream``."""
+        return any(session._driver.carrier is stream for session in self._entries)
+
+    # Opening
+
+    async def open_stream(self, weight: int, timeout: float | None) -> MuxStream:
+        """Open a stream on the least loaded session; see `trionet.Multiplexer.open_stream`.
+
+        If cancelled, none is open.
+        """
+        await checkpoint_if_cancelled()
+        session = None if self.everyone else self._least_loaded()
+        if session is not None:
+            stream = self._open(session, weight)
+            await cancel_shielded_checkpoint()
+            # Only now: what the caller sends first, before it waits again, goes with the SYN.
+            session._driver.kick()
+            return stream
+        return await self._queue_up(weight, timeout)
+
+    @enable_ki_protection
+    async def _queue_up(self, weight: int, timeout: float | None) -> MuxStream:
+        fleet = self._fleet
+        fleet.require_open()
+        if fleet.exhausted:
+            raise fleet.nothing_left()
+        task, now = current_task(), trio.current_time()
+        self.queue.join(task, Opening(weight, now))
+        fleet.joined(task, now)
+        with trio.move_on_after(math.inf if timeout is None else timeout):
+            stream: MuxStream = await self.queue.wait(task)
+            return stream
+        self.timed_out += 1
+        error = fleet.supply.retry.last_error
+        text = (
+            f"no stream could be opened within {timeout:g} s: {fleet.size} of "
+            f"{fleet.plan.capacity} sessions, {len(fleet.supply.dials)} connecting, "
+            f"{len(self.everyone)} waiting"
+        )
+        if error is not None:
+            text += f"; connecting failed last with {error!r}"
+        raise PoolTimeoutError(text) from error
+
+    def _least_loaded(self) -> MuxSession | None:
+        best: MuxSession | None = None
+        least: float = math.inf
+        for session in self._usable:
+            core = session._driver.core
+            load = core.outbound
+            if load > least or not core.can_open:
+                continue
+            if load < least or _is_closer(session, best):
+                best, least = session, load
+        return best
+
+    def _open(self, session: MuxSession, weight: int) -> MuxStream:
+        entry = self._usable[session]
+        supply = self._fleet.supply
+        if entry.key in supply.idle:
+            supply.take(entry)
+            supply.lent[entry.key] = entry
+        entry.used = True
+        self.acquired += 1
+        core = session._driver.core
+        stream = MuxStream(session._driver, core.open(weight))
+        if core.outbound >= self._near or core.unacknowledged >= self._near_unacknowledged:
+            self._fleet.grow()
+        return stream
+
+    # Sessions
+
+    def settle(self, entry: Entry[MuxSession]) -> None:
+        """Open streams on a new session, for those who wait."""
+        session = entry.resource
+        entry.detour = False
+        self._entries[session] = self._usable[session] = entry
+        self._fleet.supply.shelve(entry)
+        self._changed(session)
+
+    def _changed(self, session: MuxSession) -> None:
+        entry = self._entries.get(session)
+        if entry is None or self._fleet.lifecycle.closed:
+            return
+        core = session._driver.core
+        if core.failure is not None or session.closed:
+            self._retire(entry, "dead")
+        elif session in self._usable:
+            if core.peer_going_away or not core.ids_left:
+                del self._usable[session]
+                self._fleet.take_out(entry, "going away")
+                self._fleet.grow()
+            else:
+                self._serve(session)
+                self._look_idle(entry)
+        if session not in self._usable and not core.outbound:
+            self._retire(entry, "going away")
+
+    def _serve(self, session: MuxSession) -> None:
+        core = session._driver.core
+        opened = False
+        while self.everyone and core.can_open:
+            task = self.queue.oldest
+            self.queue.hand_over(task, self._open(session, self.everyone[task].weight))
+            opened = True
+        if opened:
+            session._driver.kick()
+
+    def _look_idle(self, entry: Entry[MuxSession]) -> None:
+        supply = self._fleet.supply
+        if not entry.resource._driver.core.outbound and entry.key not in supply.idle:
+            supply.lent.pop(entry.key, None)
+            supply.shelve(entry)
+
+    def _retire(self, entry: Entry[MuxSession], reason: str) -> None:
+        if self._entries.get(entry.resource) is not entry:
+            return
+        self._usable.pop(entry.resource, None)
+        self._fleet.supply.lent.pop(entry.key, None)
+        self._fleet.supply.retire(entry, reason)
+        self._fleet.grow()
+
+    # For the fleet
+
+    def waiting(self) -> int:
+        """How many tasks wait."""
+        return len(self.everyone)
+
+    def needed(self, now: float, scale_after: float, most: int) -> int:
+        """How many more sessions those call for who have waited for ``scale_after``.
+
+        Also one that is needed soon: when all that there are come near their limits.
+        """
+        overdue = sum(
+            one.since + scale_after <= now
+            for one in islice(self.everyone.values(), most * self._most)
+        )
+        return max(math.ceil(overdue / max(1, self._most)), int(self._all_near()))
+
+    def _all_near(self) -> bool:
+        return bool(self._usable) and all(
+            session._driver.core.outbound >= self._near
+            or session._driver.core.unacknowledged >= self._near_unacknowledged
+            for session in self._usable
+        )
+
+    def is_waiting(self, task: Task, since: float) -> bool:
+        """Whether ``task`` still waits, as it does since then."""
+        opening = self.everyone.get(task)
+        return opening is not None and opening.since == since
+
+    def hung_up(self, entry: Entry[MuxSession]) -> None:
+        """Do nothing: a session reads, and sees the end by itself."""
+
+    def gone(self, entry: Entry[MuxSession]) -> None:
+        """Forget a session that is being closed."""
+        self._entries.pop(entry.resource, None)
+        self._usable.pop(entry.resource, None)
+
+    def sweep(self, _now: float) -> float:
+        """Do nothing: nothing is due."""
+        return math.inf
+
+    def fail_waiters(self, make_error: Callable[[], BaseException]) -> None:
+        """Let everybody who waits hear why it is in vain."""
+        self.queue.fail_all(make_error)
+
+    def disown(self) -> None:
+        """Forget all sessions."""
+        self._entries.clear()
+        self._usable.clear()
+
+    def stop(self) -> None:
+        """Close all sessions, and the streams on them."""
+        for entry in list(self._entries.values()):
+            self._fleet.supply.lent.pop(entry.key, None)
+            self._fleet.supply.retire(entry, "closed")
+
+    def gave_up(self) -> int:
+        """How many stopped waiting."""
+        return self.queue.gave_up
+
+    # Telling
+
+    def streams(self) -> int:
+        """How many streams are open on all sessions, those that drain included."""
+        return sum(session._driver.core.outbound for session in self._entries)
+
+
+def _is_closer(session: MuxSession, other: MuxSession | None) -> bool:
+    """Whether ``session`` answered faster the last time than ``other`` did."""
+    if other is None:
+        return True
+    ours, theirs = (one._driver.core.round_trip.latest for one in (session, other))
+    return ours is not None and (theirs is None or ours < theirs)
