@@ -310,10 +310,12 @@ class Switchboard:
         """Lend nothing of it any more, and close it when the block of ``half`` ends."""
         half.duplex.harmed = True
         self._take_out(half.duplex, reason)
+        self._fleet.grow()
 
     def use_up(self, half: Half) -> None:
         """Lend nothing of it any more, and close it once all is returned."""
         self._take_out(half.duplex, "used up")
+        self._fleet.grow()
 
     def _free(self, half: Half) -> None:
         duplex = half.duplex
@@ -331,7 +333,6 @@ class Switchboard:
         self._fleet.take_out(duplex.entry, reason)
         if claimant is not None:
             self._seek_claim(claimant)
-        self._fleet.grow()
 
     def _end_use(self, duplex: Duplex) -> None:
         """Close a connection that is out, if that is not to wait for its other half."""
@@ -351,7 +352,8 @@ class Switchboard:
         if duplex.reader is None and duplex.writer is None:
             self._supply.lent.pop(duplex.entry.key, None)
             self._supply.retire(duplex.entry, "discarded")
-            self._fleet.grow()
+        # Not before: what became of the connection may be a reason for a pause.
+        self._fleet.grow()
 
     # Bringing together
 
