@@ -182,9 +182,9 @@ class PlexMachine(RuleBasedStateMachine):
             client.error = exc
         except Exception as exc:  # noqa: BLE001 - it would end the run, and hide what was wrong
             self.wrong(f"9: a user of the multiplexer got {exc!r}")
-        if client.state == "waiting" and client.error is None:
-            if not client.scope.cancelled_caught:
-                self.wrong("5: nobody said why")
+        told = client.error is not None or client.scope.cancelled_caught
+        if client.state == "waiting" and not told:
+            self.wrong("5: nobody said why")
         client.state = "done"
 
     async def hold(self, client: Client) -> None:
@@ -194,7 +194,7 @@ class PlexMachine(RuleBasedStateMachine):
         call = {READ: self.plex.reader, WRITE: self.plex.writer, BOTH: self.plex.borrow}
         async with call[client.wants](timeout=client.timeout) as half:
             client.half = half
-            client.wire = half.duplex.entry.resource
+            client.wire = half._duplex.entry.resource
             client.state = "holding"
             self.gets(client)
             done = False
@@ -213,7 +213,7 @@ class PlexMachine(RuleBasedStateMachine):
         assert wire is not None
         if what == "raise":
             raise BodyError
-        if not half.lent:
+        if not half._lent:
             return
         if what == "discard":
             wire.tainted = True
@@ -357,7 +357,7 @@ class PlexMachine(RuleBasedStateMachine):
         client = holding[which % len(holding)]
 
         def action() -> None:
-            if client.half.lent:
+            if client.half._lent:
                 assert client.wire is not None
                 client.wire.tainted = True
                 self.plex.discard(client.half)

@@ -29,7 +29,7 @@ Fate = Literal["lent", "returned", "closed", "cut", "ended"]
 class Holder(Protocol):
     """What has a half; see `trionet._mux.halves.Half`."""
 
-    def finish(self, fate: Fate, /) -> None:
+    def _finish(self, fate: Fate, /) -> None:
         """Be of no use any more."""
 
 

@@ -51,7 +51,7 @@ class Keeper(Protocol):
 class Half:
     """What is common to all that is lent."""
 
-    __slots__ = ("_fate", "_keeper", "_receiving", "_sending", "_stream", "duplex", "wants")
+    __slots__ = ("_duplex", "_fate", "_keeper", "_receiving", "_sending", "_stream", "_wants")
 
     def __init__(self, keeper: Keeper, duplex: Duplex, wants: int) -> None:
         self._keeper = keeper
@@ -59,32 +59,32 @@ class Half:
         self._stream: Any = duplex.stream
         self._fate: Fate = "lent"
         self._receiving = self._sending = False
-        self.duplex = duplex
-        self.wants: int = wants
+        self._duplex = duplex
+        self._wants: int = wants
 
     def __repr__(self) -> str:
         state = "" if self._stream is not None else f" {self._fate}"
-        return f"<{type(self).__name__} of {self.duplex.stream!r}{state}>"
+        return f"<{type(self).__name__} of {self._duplex.stream!r}{state}>"
 
     # For the one who lends
 
     @property
-    def lent(self) -> bool:
+    def _lent(self) -> bool:
         """Whether it is still of use."""
         return self._stream is not None
 
     @property
-    def busy(self) -> bool:
+    def _busy(self) -> bool:
         """Whether an operation is under way."""
         return self._receiving or self._sending
 
-    def finish(self, fate: Fate) -> None:
+    def _finish(self, fate: Fate) -> None:
         """Be of no use any more."""
         if self._stream is not None:
             self._stream = None
             self._fate = fate
 
-    def over(self) -> Exception:
+    def _over(self) -> Exception:
         """Return what an operation raises now that it is not lent any more."""
         if self._fate == "cut":
             return trio.BrokenResourceError(f"{self!r}: the other half took the connection with it")
@@ -100,7 +100,7 @@ class Half:
         stream = self._stream
         if stream is None:
             await checkpoint()
-            raise self.over()
+            raise self._over()
         if self._receiving:
             raise trio.BusyResourceError("another task is receiving from this stream")
         self._receiving = True
@@ -108,7 +108,7 @@ class Half:
             data: bytes | bytearray = await stream.receive_some(max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             if self._stream is None:
-                raise self.over() from None
+                raise self._over() from None
             self._keeper.harm(self, "dead")
             raise
         finally:
@@ -121,7 +121,7 @@ class Half:
         stream = self._stream
         if stream is None:
             await checkpoint()
-            raise self.over()
+            raise self._over()
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this stream")
         # Nothing is sent, and no harm done, by one that was cancelled before.
@@ -136,7 +136,7 @@ class Half:
                 broken = isinstance(exc, trio.BrokenResourceError | OSError)
                 self._keeper.harm(self, "dead" if broken else "discarded")
             elif isinstance(exc, trio.ClosedResourceError):
-                raise self.over() from None
+                raise self._over() from None
             raise
         finally:
             self._sending = False
@@ -145,7 +145,7 @@ class Half:
         stream = self._stream
         if stream is None:
             await checkpoint()
-            raise self.over()
+            raise self._over()
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this stream")
         self._sending = True
@@ -153,7 +153,7 @@ class Half:
             await stream.wait_send_all_might_not_block()
         except trio.ClosedResourceError:
             if self._stream is None:
-                raise self.over() from None
+                raise self._over() from None
             raise
         finally:
             self._sending = False
@@ -177,12 +177,12 @@ class ReceiveHalf(Half, trio.abc.ReceiveStream):
     @property
     def local_address(self) -> Address:
         """This end of the connection."""
-        return self.duplex.stream.local_address
+        return self._duplex.stream.local_address
 
     @property
     def remote_address(self) -> Address:
         """The other end of the connection."""
-        return self.duplex.stream.remote_address
+        return self._duplex.stream.remote_address
 
     @property
     def closed(self) -> bool:
@@ -219,12 +219,12 @@ class SendHalf(Half, trio.abc.SendStream):
     @property
     def local_address(self) -> Address:
         """This end of the connection."""
-        return self.duplex.stream.local_address
+        return self._duplex.stream.local_address
 
     @property
     def remote_address(self) -> Address:
         """The other end of the connection."""
-        return self.duplex.stream.remote_address
+        return self._duplex.stream.remote_address
 
     @property
     def closed(self) -> bool:
@@ -269,12 +269,12 @@ class BorrowedStream(Half, Stream):
     @property
     def local_address(self) -> Address:
         """This end of the connection."""
-        return self.duplex.stream.local_address
+        return self._duplex.stream.local_address
 
     @property
     def remote_address(self) -> Address:
         """The other end of the connection."""
-        return self.duplex.stream.remote_address
+        return self._duplex.stream.remote_address
 
     @property
     def closed(self) -> bool:
@@ -284,12 +284,12 @@ class BorrowedStream(Half, Stream):
     @property
     def bytes_sent(self) -> int:
         """How many bytes the connection has sent so far."""
-        return self.duplex.stream.bytes_sent
+        return self._duplex.stream.bytes_sent
 
     @property
     def bytes_received(self) -> int:
         """How many bytes the connection has received so far."""
-        return self.duplex.stream.bytes_received
+        return self._duplex.stream.bytes_received
 
     @property
     def sending(self) -> bool:
@@ -322,7 +322,7 @@ class BorrowedStream(Half, Stream):
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """Hand on a first part of ``data``; see `trionet.abc.Stream.send_nowait`."""
         if self._stream is None:
-            raise self.over()
+            raise self._over()
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this stream")
         try:
@@ -355,11 +355,11 @@ class BorrowedStream(Half, Stream):
             self._interrupted = False
             self._stream.resume_receive()
 
-    def finish(self, fate: Fate) -> None:
+    def _finish(self, fate: Fate) -> None:
         """Be of no use any more."""
         if self._interrupted:
             self.resume_receive()
-        super().finish(fate)
+        super()._finish(fate)
 
 
 @final
@@ -376,7 +376,7 @@ class HalfCloseableBorrowedStream(BorrowedStream, trio.abc.HalfCloseableStream):
         stream = self._stream
         if stream is None:
             await checkpoint()
-            raise self.over()
+            raise self._over()
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this stream")
         self._keeper.use_up(self)
@@ -384,5 +384,5 @@ class HalfCloseableBorrowedStream(BorrowedStream, trio.abc.HalfCloseableStream):
             await stream.send_eof()
         except trio.ClosedResourceError:
             if self._stream is None:
-                raise self.over() from None
+                raise self._over() from None
             raise

@@ -152,11 +152,11 @@ class Switchboard:
 
     def unfit(self, half: Half) -> bool:
         """Whether ``half`` has become useless on its way; then it was taken back."""
-        duplex = half.duplex
-        if half.lent and not duplex.out and not (half.wants & WRITE and duplex.ended):
+        duplex = half._duplex
+        if half._lent and not duplex.out and not (half._wants & WRITE and duplex.ended):
             return False
         self.acquired -= 1
-        if half.lent:
+        if half._lent:
             self.give_back(half)
         return True
 
@@ -255,12 +255,12 @@ class Switchboard:
     @enable_ki_protection
     def give_back(self, half: Half) -> None:
         """Take ``half`` back, and lend or keep it, or close its connection if it was harmed."""
-        duplex = half.duplex
+        duplex = half._duplex
         entry = duplex.entry
-        if half.busy:
+        if half._busy:
             # Some other task is still at it.
             self.harm(half, "discarded")
-        half.finish("returned")
+        half._finish("returned")
         if duplex.out:
             self._free(half)
             self._end_use(duplex)
@@ -268,7 +268,7 @@ class Switchboard:
             self.throw_away(half)
         else:
             self._free(half)
-            if self.everyone or half.wants != BOTH or entry.detour or duplex.ended:
+            if self.everyone or half._wants != BOTH or entry.detour or duplex.ended:
                 self._settle(duplex)
                 return
             # As `Supply.shelve`, one call less.
@@ -282,10 +282,10 @@ class Switchboard:
     @enable_ki_protection
     def throw_away(self, half: Half) -> None:
         """Take ``half`` back, and close its connection, whoever has the other half."""
-        half.finish("returned")
+        half._finish("returned")
         self._free(half)
-        self._take_out(half.duplex, "discarded")
-        self._cut(half.duplex)
+        self._take_out(half._duplex, "discarded")
+        self._cut(half._duplex)
 
     def discard(self, half: object) -> None:
         """Close the connection of a half that is lent.
@@ -293,32 +293,32 @@ class Switchboard:
         Raises:
           LeaseError: it is not lent, or not from here.
         """
-        if not isinstance(half, Half) or half.duplex.entry.holder is not half.duplex:
+        if not isinstance(half, Half) or half._duplex.entry.holder is not half._duplex:
             raise LeaseError(f"{half!r} was not lent by this multiplexer")
-        if self.duplexes.get(half.duplex.entry.key) is not half.duplex or not half.lent:
+        if self.duplexes.get(half._duplex.entry.key) is not half._duplex or not half._lent:
             raise LeaseError(f"{half!r} was given back already, or is another multiplexer's")
         self.kill(half)
 
     def kill(self, half: Half) -> None:
         """Close the connection of ``half`` now."""
-        half.finish("closed")
+        half._finish("closed")
         self._free(half)
-        self._take_out(half.duplex, "discarded")
-        self._cut(half.duplex)
+        self._take_out(half._duplex, "discarded")
+        self._cut(half._duplex)
 
     def harm(self, half: Half, reason: str) -> None:
         """Lend nothing of it any more, and close it when the block of ``half`` ends."""
-        half.duplex.harmed = True
-        self._take_out(half.duplex, reason)
+        half._duplex.harmed = True
+        self._take_out(half._duplex, reason)
         self._fleet.grow()
 
     def use_up(self, half: Half) -> None:
         """Lend nothing of it any more, and close it once all is returned."""
-        self._take_out(half.duplex, "used up")
+        self._take_out(half._duplex, "used up")
         self._fleet.grow()
 
     def _free(self, half: Half) -> None:
-        duplex = half.duplex
+        duplex = half._duplex
         if duplex.reader is half:
             duplex.reader = None
         if duplex.writer is half:
@@ -344,7 +344,7 @@ class Switchboard:
     def _cut(self, duplex: Duplex) -> None:
         for half in (duplex.reader, duplex.writer):
             if half is not None:
-                half.finish("cut")
+                half._finish("cut")
         duplex.reader = duplex.writer = None
         self._retire_if_free(duplex)
 
@@ -545,7 +545,7 @@ class Switchboard:
         for duplex in list(self.duplexes.values()):
             for half in (duplex.reader, duplex.writer):
                 if half is not None:
-                    half.finish("ended")
+                    half._finish("ended")
             duplex.reader = duplex.writer = None
             self._supply.lent.pop(duplex.entry.key, None)
             scope = self._supply.retire(duplex.entry, "closed")

@@ -105,7 +105,7 @@ class Loan(Generic[HalfT_co]):
     ) -> None:
         """Give back what was lent, or close its connection after an exception. No checkpoint."""
         half, self._half = self._half, None
-        if half is None or not half.lent:
+        if half is None or not half._lent:
             return
         if exception is None:
             self._lender.give_back(half)
