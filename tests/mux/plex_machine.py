@@ -191,7 +191,11 @@ class PlexMachine(RuleBasedStateMachine):
         """Borrow, wait for the order, and end the body as it says."""
         self.stamp += 1
         client.number = self.stamp
-        call = {READ: self.plex.reader, WRITE: self.plex.writer, BOTH: self.plex.borrow}
+        call: dict[int, Any] = {
+            READ: self.plex.reader,
+            WRITE: self.plex.writer,
+            BOTH: self.plex.borrow,
+        }
         async with call[client.wants](timeout=client.timeout) as half:
             client.half = half
             client.wire = half._duplex.entry.resource

@@ -373,7 +373,8 @@ async def test_a_timeout_says_what_there_is_and_why_connecting_failed(
     exchange = Exchange()
     exchange.fail = OSError("refused")
     async with Multiplexer(exchange.connect, capacity=2) as plex:
-        for call in (plex.reader, plex.writer, plex.borrow):
+        calls: list[Any] = [plex.reader, plex.writer, plex.borrow]
+        for call in calls:
             start = trio.current_time()
             with pytest.raises(PoolTimeoutError, match="0 of 2 connections") as caught:
                 async with call(timeout=3):
@@ -416,9 +417,9 @@ async def test_leaving_the_block_closes_what_others_hold_and_turns_those_who_wai
         map(str, [trio.ClosedResourceError, trio.ClosedResourceError, PoolClosedError])
     )
     for call in (plex.reader, plex.writer, plex.borrow):
+        loan: Any = call()
         with pytest.raises(PoolClosedError):
-            async with call():
-                pass
+            await loan.__aenter__()
     with pytest.raises(PoolClosedError):
         plex.add(Wire())
     assert "closed" in repr(plex)
@@ -551,7 +552,7 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
         ({"on_event": 1}, TypeError, "on_event must be a function or None, got 1"),
     ):
         with pytest.raises(error, match=text):
-            Multiplexer(**arguments)  # type: ignore[arg-type]
+            Multiplexer(**arguments)
 
 
 async def test_more_misuse_is_refused() -> None:
