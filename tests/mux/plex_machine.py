@@ -217,7 +217,7 @@ class PlexMachine(RuleBasedStateMachine):
         assert wire is not None
         if what == "raise":
             raise BodyError
-        if not half._lent:
+        if half._stream is None:
             return
         if what == "discard":
             wire.tainted = True
@@ -361,7 +361,7 @@ class PlexMachine(RuleBasedStateMachine):
         client = holding[which % len(holding)]
 
         def action() -> None:
-            if client.half._lent:
+            if client.half._stream is not None:
                 assert client.wire is not None
                 client.wire.tainted = True
                 self.plex.discard(client.half)

@@ -416,8 +416,8 @@ async def test_leaving_the_block_closes_what_others_hold_and_turns_those_who_wai
     assert sorted(map(str, ends)) == sorted(
         map(str, [trio.ClosedResourceError, trio.ClosedResourceError, PoolClosedError])
     )
-    for call in (plex.reader, plex.writer, plex.borrow):
-        loan: Any = call()
+    after: list[Any] = [plex.reader(), plex.writer(), plex.borrow()]
+    for loan in after:
         with pytest.raises(PoolClosedError):
             await loan.__aenter__()
     with pytest.raises(PoolClosedError):

@@ -26,7 +26,7 @@ MOMENT = 0.002
 
 
 def cut(pair: Pair) -> None:
-    carrier = pair.client._driver._carrier
+    carrier = pair.client._driver.carrier
     assert isinstance(carrier, LinkStream)
     carrier.cut()
 

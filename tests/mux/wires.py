@@ -77,6 +77,9 @@ class Wire(trionet.abc.Stream, trio.abc.HalfCloseableStream):
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         return self.near.send_nowait(data)
 
+    def receive_nowait(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return self.near.receive_nowait(max_bytes)
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         return await self.near.receive_some(max_bytes)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, Protocol, final
 
-import trio
-
-from .._streams.foreign import adopt
-
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import trio
 
     from .._pool.entry import Entry
     from ..abc import Stream
@@ -47,7 +45,7 @@ class Duplex:
     Attributes:
       entry: what the supply knows of it.
       stream: the connection, with all that `trionet.abc.Stream` tells.
-      half_closeable: whether one direction of it can be ended.
+      whole: what is lent of it to who borrows both halves.
       probe: tells whether its peer has gone, where that has to be asked.
       reader, writer: who has the half; the same if both are lent to one. None: it is free.
       claim: who waits for both halves, and has one kept.
@@ -64,20 +62,26 @@ class Duplex:
         "ended",
         "ended_at",
         "entry",
-        "half_closeable",
         "harmed",
         "hung_up",
         "out",
         "probe",
         "reader",
         "stream",
+        "whole",
         "writer",
     )
 
-    def __init__(self, entry: Entry[trio.abc.Stream], probe: Callable[[], bool] | None) -> None:
+    def __init__(
+        self,
+        entry: Entry[trio.abc.Stream],
+        stream: Stream,
+        whole: type[Holder],
+        probe: Callable[[], bool] | None,
+    ) -> None:
         self.entry: Entry[trio.abc.Stream] = entry
-        self.stream: Stream = adopt(entry.resource)
-        self.half_closeable: bool = isinstance(self.stream, trio.abc.HalfCloseableStream)
+        self.stream: Stream = stream
+        self.whole: type[Holder] = whole
         self.probe: Callable[[], bool] | None = probe
         self.reader: Holder | None = None
         self.writer: Holder | None = None

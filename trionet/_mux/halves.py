@@ -51,14 +51,23 @@ class Keeper(Protocol):
 class Half:
     """What is common to all that is lent."""
 
-    __slots__ = ("_duplex", "_fate", "_keeper", "_receiving", "_sending", "_stream", "_wants")
+    __slots__ = (
+        "_duplex",
+        "_fate",
+        "_interrupted",
+        "_keeper",
+        "_receiving",
+        "_sending",
+        "_stream",
+        "_wants",
+    )
 
     def __init__(self, keeper: Keeper, duplex: Duplex, wants: int) -> None:
         self._keeper = keeper
         # None once it is not lent any more; `_fate` says why.
         self._stream: Any = duplex.stream
         self._fate: Fate = "lent"
-        self._receiving = self._sending = False
+        self._receiving = self._sending = self._interrupted = False
         self._duplex = duplex
         self._wants: int = wants
 
@@ -68,19 +77,11 @@ class Half:
 
     # For the one who lends
 
-    @property
-    def _lent(self) -> bool:
-        """Whether it is still of use."""
-        return self._stream is not None
-
-    @property
-    def _busy(self) -> bool:
-        """Whether an operation is under way."""
-        return self._receiving or self._sending
-
     def _finish(self, fate: Fate) -> None:
         """Be of no use any more."""
         if self._stream is not None:
+            if self._interrupted:
+                self._stream.resume_receive()
             self._stream = None
             self._fate = fate
 
@@ -260,11 +261,7 @@ class BorrowedStream(Half, Stream):
     counts are the connection's own, from before the block too.
     """
 
-    __slots__ = ("_interrupted",)
-
-    def __init__(self, keeper: Keeper, duplex: Duplex, wants: int) -> None:
-        super().__init__(keeper, duplex, wants)
-        self._interrupted = False
+    __slots__ = ()
 
     @property
     def local_address(self) -> Address:
@@ -331,6 +328,21 @@ class BorrowedStream(Half, Stream):
             self._keeper.harm(self, "dead")
             raise
 
+    def receive_nowait(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Receive what is there; see `trionet.abc.Stream.receive_nowait`."""
+        if self._stream is None:
+            raise self._over()
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving from this stream")
+        try:
+            data: bytes | bytearray = self._stream.receive_nowait(max_bytes)
+        except trio.BrokenResourceError:
+            self._keeper.harm(self, "dead")
+            raise
+        if not data:
+            self._keeper.use_up(self)
+        return data
+
     def is_readable(self) -> bool:
         """Whether bytes, end of file or an error wait to be received."""
         return self._stream is not None and bool(self._stream.is_readable())
@@ -354,12 +366,6 @@ class BorrowedStream(Half, Stream):
         if self._stream is not None and self._interrupted:
             self._interrupted = False
             self._stream.resume_receive()
-
-    def _finish(self, fate: Fate) -> None:
-        """Be of no use any more."""
-        if self._interrupted:
-            self.resume_receive()
-        super()._finish(fate)
 
 
 @final

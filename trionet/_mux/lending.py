@@ -31,6 +31,7 @@ from trio.lowlevel import current_task, enable_ki_protection
 from .._errors import LeaseError, PoolTimeoutError
 from .._pool.waiters import WaitQueue
 from .._pool.watch import find_hangup_probe
+from .._streams.foreign import adopt
 from ..abc import Stream
 from .duplex import BOTH, READ, WRITE, Duplex
 from .halves import (
@@ -93,16 +94,16 @@ class Switchboard:
         if loan.wants == BOTH:
             if self.idle:
                 entry = next(reversed(self.idle.values()))
-                # Nothing to ask or to stop: most of what is borrowed again and again.
-                if not entry.detour:
-                    del self.idle[entry.key]
-                    self._supply.lent[entry.key] = entry
+                duplex: Any = entry.holder
+                # As `_find_whole` and `_lend`: what is borrowed again and again.
+                if not (entry.detour or (duplex.probe is not None and duplex.looks_ended())):
+                    key = entry.key
+                    del self.idle[key]
+                    self._supply.lent[key] = entry
                     entry.used = True
                     self.acquired += 1
-                    duplex = cast("Duplex", entry.holder)
-                    whole = _make_borrowed(self, duplex)
-                    duplex.reader = duplex.writer = whole
-                    return whole
+                    duplex.reader = duplex.writer = whole = duplex.whole(self, duplex, BOTH)
+                    return cast("BorrowedStream", whole)
             found = self._find_whole()
         else:
             found = self._find_receive() if loan.wants == READ else self._find_send()
@@ -153,10 +154,11 @@ class Switchboard:
     def unfit(self, half: Half) -> bool:
         """Whether ``half`` has become useless on its way; then it was taken back."""
         duplex = half._duplex
-        if half._lent and not duplex.out and not (half._wants & WRITE and duplex.ended):
+        lent = half._stream is not None
+        if lent and not duplex.out and not (duplex.ended and half._wants & WRITE):
             return False
         self.acquired -= 1
-        if half._lent:
+        if lent:
             self.give_back(half)
         return True
 
@@ -172,7 +174,7 @@ class Switchboard:
         elif wants == WRITE:
             duplex.writer = half = SendHalf(self, duplex, WRITE)
         else:
-            half = _make_borrowed(self, duplex)
+            half = cast("Any", duplex.whole)(self, duplex, BOTH)
             duplex.reader = duplex.writer = half
         return half
 
@@ -257,7 +259,7 @@ class Switchboard:
         """Take ``half`` back, and lend or keep it, or close its connection if it was harmed."""
         duplex = half._duplex
         entry = duplex.entry
-        if half._busy:
+        if half._receiving or half._sending:
             # Some other task is still at it.
             self.harm(half, "discarded")
         half._finish("returned")
@@ -267,17 +269,19 @@ class Switchboard:
         elif entry.is_closed():
             self.throw_away(half)
         else:
-            self._free(half)
-            if self.everyone or half._wants != BOTH or entry.detour or duplex.ended:
+            if half._wants != BOTH or self.everyone or entry.detour or duplex.looks_ended():
+                self._free(half)
                 self._settle(duplex)
                 return
-            # As `Supply.shelve`, one call less.
-            del self._supply.lent[entry.key]
+            # As `_settle` and `Supply.shelve`: nobody waits.
+            duplex.reader = duplex.writer = None
+            key = entry.key
+            del self._supply.lent[key]
             if self._idle_timeout is not math.inf:
                 entry.idle_since = now = trio.current_time()
                 if now + self._idle_timeout < self._supply.alarm.at:
                     self._supply.alarm.set(now + self._idle_timeout)
-            self.idle[entry.key] = entry
+            self.idle[key] = entry
 
     @enable_ki_protection
     def throw_away(self, half: Half) -> None:
@@ -295,10 +299,11 @@ class Switchboard:
         """
         if not isinstance(half, Half) or half._duplex.entry.holder is not half._duplex:
             raise LeaseError(f"{half!r} was not lent by this multiplexer")
-        if self.duplexes.get(half._duplex.entry.key) is not half._duplex or not half._lent:
+        if self.duplexes.get(half._duplex.entry.key) is not half._duplex or half._stream is None:
             raise LeaseError(f"{half!r} was given back already, or is another multiplexer's")
         self.kill(half)
 
+    @enable_ki_protection
     def kill(self, half: Half) -> None:
         """Close the connection of ``half`` now."""
         half._finish("closed")
@@ -306,12 +311,14 @@ class Switchboard:
         self._take_out(half._duplex, "discarded")
         self._cut(half._duplex)
 
+    @enable_ki_protection
     def harm(self, half: Half, reason: str) -> None:
         """Lend nothing of it any more, and close it when the block of ``half`` ends."""
         half._duplex.harmed = True
         self._take_out(half._duplex, reason)
         self._fleet.grow()
 
+    @enable_ki_protection
     def use_up(self, half: Half) -> None:
         """Lend nothing of it any more, and close it once all is returned."""
         self._take_out(half._duplex, "used up")
@@ -359,9 +366,12 @@ class Switchboard:
 
     def settle(self, entry: Entry[trio.abc.Stream]) -> None:
         """Lend what a new connection has, and keep the rest."""
-        duplex = Duplex(entry, _find_probe(entry))
+        stream = adopt(entry.resource)
+        half_closeable = isinstance(stream, trio.abc.HalfCloseableStream)
+        whole = HalfCloseableBorrowedStream if half_closeable else BorrowedStream
+        duplex = Duplex(entry, stream, whole, _find_probe(entry))
         entry.holder = duplex
-        entry.detour = duplex.probe is not None or entry.watched_idle
+        entry.detour = entry.watched_idle
         # Bytes that nobody asked for are what a reader waits for here.
         entry.aging = entry.stale = False
         self.duplexes[entry.key] = duplex
@@ -579,11 +589,6 @@ class Switchboard:
             f"{len(self.everyone)} waiting"
         )
         return text if error is None else f"{text}; connecting failed last with {error!r}"
-
-
-def _make_borrowed(keeper: Switchboard, duplex: Duplex) -> BorrowedStream:
-    kind = HalfCloseableBorrowedStream if duplex.half_closeable else BorrowedStream
-    return kind(keeper, duplex, BOTH)
 
 
 def _head(queue: WaitQueue[AnyLoan]) -> AnyLoan:

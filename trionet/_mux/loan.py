@@ -105,7 +105,8 @@ class Loan(Generic[HalfT_co]):
     ) -> None:
         """Give back what was lent, or close its connection after an exception. No checkpoint."""
         half, self._half = self._half, None
-        if half is None or not half._lent:
+        if half is None or half._stream is None:
+            # It was closed inside the block, or taken away.
             return
         if exception is None:
             self._lender.give_back(half)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from trio.lowlevel import Task
 
+    from .. import yamux
     from .._pool.entry import Entry
     from ..yamux import MuxConfig
     from .fleet import Fleet
@@ -66,8 +67,8 @@ class Sessions:
         self._config = config
         self._fleet: Fleet[MuxSession]
         self._entries: dict[MuxSession, Entry[MuxSession]] = {}
-        # Those on which streams can be opened.
-        self._usable: dict[MuxSession, Entry[MuxSession]] = {}
+        # Those on which streams can be opened, by their protocols.
+        self._usable: dict[yamux.Session, Entry[MuxSession]] = {}
         self.everyone: OrderedDict[Task, Opening] = OrderedDict()
         self.queue: WaitQueue[Opening] = WaitQueue(everyone=self.everyone)
         self.acquired = self.timed_out = 0
@@ -113,12 +114,13 @@ class Sessions:
         If cancelled, none is open.
         """
         await checkpoint_if_cancelled()
-        session = None if self.everyone else self._least_loaded()
-        if session is not None:
-            stream = self._open(session, weight)
+        core = None if self.everyone else self._least_loaded()
+        if core is not None:
+            entry = self._usable[core]
+            stream = self._open(core, entry, weight)
             await cancel_shielded_checkpoint()
             # Only now: what the caller sends first, before it waits again, goes with the SYN.
-            session._driver.kick()
+            entry.resource._driver.kick()
             return stream
         return await self._queue_up(weight, timeout)
 
@@ -145,28 +147,24 @@ class Sessions:
             text += f"; connecting failed last with {error!r}"
         raise PoolTimeoutError(text) from error
 
-    def _least_loaded(self) -> MuxSession | None:
-        best: MuxSession | None = None
+    def _least_loaded(self) -> yamux.Session | None:
+        best: yamux.Session | None = None
         least: float = math.inf
-        for session in self._usable:
-            core = session._driver.core
+        for core in self._usable:
             load = core.outbound
-            if load > least or not core.can_open:
-                continue
-            if load < least or _is_closer(session, best):
-                best, least = session, load
+            better = load < least or (load == least and _is_closer(core, best))
+            if better and core.can_open:
+                best, least = core, load
         return best
 
-    def _open(self, session: MuxSession, weight: int) -> MuxStream:
-        entry = self._usable[session]
+    def _open(self, core: yamux.Session, entry: Entry[MuxSession], weight: int) -> MuxStream:
         supply = self._fleet.supply
         if entry.key in supply.idle:
             supply.take(entry)
             supply.lent[entry.key] = entry
         entry.used = True
         self.acquired += 1
-        core = session._driver.core
-        stream = MuxStream(session._driver, core.open(weight))
+        stream = MuxStream(entry.resource._driver, core.open(weight))
         if core.outbound >= self._near or core.unacknowledged >= self._near_unacknowledged:
             self._fleet.grow()
         return stream
@@ -177,7 +175,7 @@ class Sessions:
         """Open streams on a new session, for those who wait."""
         session = entry.resource
         entry.detour = False
-        self._entries[session] = self._usable[session] = entry
+        self._entries[session] = self._usable[session._driver.core] = entry
         self._fleet.supply.shelve(entry)
         self._changed(session)
 
@@ -188,37 +186,31 @@ class Sessions:
         core = session._driver.core
         if core.failure is not None or session.closed:
             self._retire(entry, "dead")
-        elif session in self._usable:
-            if core.peer_going_away or not core.ids_left:
-                del self._usable[session]
-                self._fleet.take_out(entry, "going away")
-                self._fleet.grow()
-            else:
-                self._serve(session)
-                self._look_idle(entry)
-        if session not in self._usable and not core.outbound:
+            return
+        if core in self._usable:
+            if not (core.peer_going_away or not core.ids_left):
+                if self.everyone:
+                    self._serve(core, entry)
+                if not core.outbound and entry.key in self._fleet.supply.lent:
+                    del self._fleet.supply.lent[entry.key]
+                    self._fleet.supply.shelve(entry)
+                return
+            del self._usable[core]
+            self._fleet.take_out(entry, "going away")
+            self._fleet.grow()
+        if not core.outbound:
             self._retire(entry, "going away")
 
-    def _serve(self, session: MuxSession) -> None:
-        core = session._driver.core
-        opened = False
+    def _serve(self, core: yamux.Session, entry: Entry[MuxSession]) -> None:
         while self.everyone and core.can_open:
             task = self.queue.oldest
-            self.queue.hand_over(task, self._open(session, self.everyone[task].weight))
-            opened = True
-        if opened:
-            session._driver.kick()
-
-    def _look_idle(self, entry: Entry[MuxSession]) -> None:
-        supply = self._fleet.supply
-        if not entry.resource._driver.core.outbound and entry.key not in supply.idle:
-            supply.lent.pop(entry.key, None)
-            supply.shelve(entry)
+            self.queue.hand_over(task, self._open(core, entry, self.everyone[task].weight))
+        entry.resource._driver.kick()
 
     def _retire(self, entry: Entry[MuxSession], reason: str) -> None:
         if self._entries.get(entry.resource) is not entry:
             return
-        self._usable.pop(entry.resource, None)
+        self._usable.pop(entry.resource._driver.core, None)
         self._fleet.supply.lent.pop(entry.key, None)
         self._fleet.supply.retire(entry, reason)
         self._fleet.grow()
@@ -242,9 +234,8 @@ class Sessions:
 
     def _all_near(self) -> bool:
         return bool(self._usable) and all(
-            session._driver.core.outbound >= self._near
-            or session._driver.core.unacknowledged >= self._near_unacknowledged
-            for session in self._usable
+            core.outbound >= self._near or core.unacknowledged >= self._near_unacknowledged
+            for core in self._usable
         )
 
     def is_waiting(self, task: Task, since: float) -> bool:
@@ -258,7 +249,7 @@ class Sessions:
     def gone(self, entry: Entry[MuxSession]) -> None:
         """Forget a session that is being closed."""
         self._entries.pop(entry.resource, None)
-        self._usable.pop(entry.resource, None)
+        self._usable.pop(entry.resource._driver.core, None)
 
     def sweep(self, _now: float) -> float:
         """Do nothing: nothing is due."""
@@ -290,9 +281,8 @@ class Sessions:
         return sum(session._driver.core.outbound for session in self._entries)
 
 
-def _is_closer(session: MuxSession, other: MuxSession | None) -> bool:
-    """Whether ``session`` answered faster the last time than ``other`` did."""
-    if other is None:
-        return True
-    ours, theirs = (one._driver.core.round_trip.latest for one in (session, other))
+def _is_closer(core: yamux.Session, other: yamux.Session | None) -> bool:
+    """Whether the peer of ``core`` answered faster the last time than that of ``other`` did."""
+    assert other is not None
+    ours, theirs = core.round_trip.latest, other.round_trip.latest
     return ours is not None and (theirs is None or ours < theirs)
