@@ -108,7 +108,7 @@ def test_a_page_that_lies_is_noticed(tmp_path: Path) -> None:
 def test_every_block_says_what_it_is_in(page: Path) -> None:
     # A block in no language, or in one that is taken for another, would go untested.
     fences = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)
-    known = {"python", "text", "sh", "go", "yaml", "ini", "haproxy", "pycon", "toml"}
+    known = {"python", "text", "sh", "go", "yaml", "ini", "cfg", "pycon", "toml"}
     assert {fence for fence in fences[::2] if not fence.startswith("{")} <= known
 
 
