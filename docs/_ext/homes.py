@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -56,6 +57,14 @@ def public_names(module: str, wings: Sequence[str] = ()) -> list[str]:
     return sorted(names, key=rank)
 
 
+def attributes(docstring: str) -> list[str]:
+    """Return the names in the section "Attributes" of a docstring."""
+    _, _, section = docstring.partition("\nAttributes:\n")
+    section = re.split(r"^\S", section, maxsplit=1, flags=re.MULTILINE)[0]
+    rows = re.findall(r"^  (\w+(?:, \w+)*):", section, re.MULTILINE)
+    return [name for row in rows for name in row.split(", ")]
+
+
 def autodoc(full_name: str) -> list[str]:
     """Return the lines that have Sphinx document one name."""
     module, _, name = full_name.rpartition(".")
@@ -69,8 +78,8 @@ def autodoc(full_name: str) -> list[str]:
         "   :members:",
         "   :inherited-members: object, int, str, tuple, Enum, Generic, ABC, AsyncResource",
     ]
-    # Those of a named tuple stand in its docstring.
-    fields = getattr(thing, "_fields", ())
-    if fields:
-        lines.append(f"   :exclude-members: {', '.join(fields)}")
+    # What the docstring lists is documented there.
+    listed = attributes(inspect.getdoc(thing) or "")
+    if listed:
+        lines.append(f"   :exclude-members: {', '.join(listed)}")
     return [*lines, ""]
