@@ -127,6 +127,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "conformance",
             "faulty",
             "trace",
+            "pcap",
             "_run",
             "rules",
             "routes",

@@ -15,12 +15,14 @@ from .dns import DNS
 from .faults import Faults
 from .host import Host, current_host
 from .netstat import NetstatLine, netstat
+from .pcap import write_pcap
 from .sockets import UNIX
 from .stack import failure
 from .stream_sockets import StreamSocket
 from .world import World
 
 if TYPE_CHECKING:
+    import os
     from types import TracebackType
 
     from .sockets import VirtualSocket
@@ -203,6 +205,23 @@ class VirtualNetwork(Faults):
             repr(sock) for host in self._hosts.values() for sock in host.stack.sockets.values()
         ]
         return still_open + self._world.abandoned
+
+    def write_pcap(self, path: str | os.PathLike[str], *, host: str | None = None) -> int:
+        """Write what was sent so far to a capture that Wireshark opens; return how many packets.
+
+        Args:
+          path: the file, made or overwritten; its format is pcapng.
+          host: a host's name, for what a capture there would have shown: each packet that it sent
+            at the time it did, and each it received when it arrived. Unless given, every packet
+            of every host at the time it was sent, the lost ones included and commented.
+
+        Raises:
+          ValueError: there is no such host.
+          OSError: the file cannot be written.
+        """
+        if host is not None and host not in self._hosts:
+            raise ValueError(f"there is no host {host!r}, only {', '.join(self._hosts)}")
+        return write_pcap(path, self.trace, host=host)
 
     # Inside
 
