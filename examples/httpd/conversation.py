@@ -5,6 +5,9 @@ it goes before anything is sent, so that a client that pipelines costs one send 
 The application's timer looks at ``deadline``; when it has passed, the timer interrupts the wait
 for the client (`Conversation.expire`), which costs nothing per request. A drain interrupts the same
 wait if it is one between requests, by ``connection.idle()``.
+
+The file is long because reading, answering and closing turn on one state: what is parsed, what is
+collected, and whether this was the last answer.
 """
 
 from __future__ import annotations

@@ -564,3 +564,25 @@ async def test_receive_nowait_blocks_on_a_stream_that_cannot_tell() -> None:
     with pytest.raises(trio.WouldBlock):
         far.receive_nowait()
     assert await far.receive_some() == b"x"
+
+
+@pytest.mark.parametrize("wait", [trio.lowlevel.wait_readable, trio.lowlevel.wait_writable])
+@pytest.mark.parametrize("name", ["socket", "transport_socket"])
+async def test_who_waits_for_the_socket_itself_is_woken_by_its_close(wait: Any, name: str) -> None:
+    near, far = map(SocketStream, socket.socketpair())
+    while near.send_nowait(bytes(65536)):
+        pass
+    woken: list[bool] = []
+
+    async def wait_directly() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await wait(getattr(near, name))
+        woken.append(True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait_directly)
+        await wait_all_tasks_blocked()
+        near.close()
+
+    assert woken == [True]
+    far.close()

@@ -17,7 +17,7 @@ import socket
 import sys
 import termios
 from operator import index
-from typing import IO, Any, Final, final
+from typing import IO, TYPE_CHECKING, Any, Final, final
 
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
@@ -27,6 +27,10 @@ from .._errors import ReceiveInterrupted
 from ..abc import Stream
 from . import readiness
 from .files import check_file, kernel_file, send_by_reading
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from socket import socket as Socket  # noqa: N812 - the class has a property of that name
 
 __all__ = ("RECEIVE_SIZE", "SocketStream", "address_of")
 
@@ -75,8 +79,6 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
     If ``send_all`` is cancelled, the stream stays usable, and the peer gets a first part of the
     data, maybe all or none of it.
 
-    Attributes:
-      socket: the non-blocking socket itself.
     """
 
     __slots__ = (
@@ -91,7 +93,8 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         "_send_busy",
         "_sent",
         "_sent_eof",
-        "socket",
+        "_sock",
+        "_waited",
     )
 
     def __init__(
@@ -114,7 +117,9 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         if not isinstance(sock, socket.socket) or sock.type != socket.SOCK_STREAM:
             raise TypeError(f"SocketStream needs a stream socket, got {sock!r}")
         sock.setblocking(False)
-        self.socket: socket.socket = sock
+        self._sock = sock
+        # Whether any task may ever have waited for the socket by trio's own means.
+        self._waited = False
         self._local: Address | None = local
         self._remote: Address | None = remote
         self._peername = peername
@@ -141,7 +146,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
     def local_address(self) -> Address:
         """This end, as the socket names it."""
         if self._local is None:
-            self._local = address_of(self.socket.family, self.socket.getsockname())
+            self._local = address_of(self._sock.family, self._sock.getsockname())
         return self._local
 
     @property
@@ -152,19 +157,26 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
           OSError: the peer was gone before anyone asked, so the socket does not know it.
         """
         if self._remote is None:
-            name = self.socket.getpeername() if self._peername is None else self._peername
-            self._remote = address_of(self.socket.family, name)
+            name = self._sock.getpeername() if self._peername is None else self._peername
+            self._remote = address_of(self._sock.family, name)
         return self._remote
 
     @property
-    def transport_socket(self) -> socket.socket:
+    def socket(self) -> Socket:
+        """The non-blocking socket itself."""
+        # Who has it may wait for it, and is to be woken when it closes.
+        self._waited = True
+        return self._sock
+
+    @property
+    def transport_socket(self) -> Socket:
         """The socket itself: its bytes are this stream's."""
         return self.socket
 
     @property
     def closed(self) -> bool:
         """Whether this end was closed here."""
-        return self.socket.fileno() == -1
+        return self._sock.fileno() == -1
 
     @property
     def bytes_sent(self) -> int:
@@ -196,7 +208,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         self._send_busy = True
         try:
             await checkpoint_if_cancelled()
-            sock = self.socket
+            sock = self._sock
             sent = self._send_some(data)
             # A memoryview's len() counts items, not bytes.
             size = data.nbytes if isinstance(data, memoryview) else len(data)
@@ -205,7 +217,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
                 return
             with memoryview(data).cast("B") as view:
                 while sent < size:
-                    await readiness.park_writable(sock)
+                    await self._park_writable()
                     try:
                         count = sock.send(view[sent:])
                     except BlockingIOError:
@@ -269,7 +281,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
             self._check_sendable()
             while at < end:
                 try:
-                    moved = os.sendfile(self.socket.fileno(), fd, at, min(end - at, SENDFILE_SIZE))
+                    moved = os.sendfile(self._sock.fileno(), fd, at, min(end - at, SENDFILE_SIZE))
                 except BlockingIOError:
                     pass
                 else:
@@ -280,7 +292,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
                     self._sent += moved
                 if at < end:
                     # Also after a success: a reader that keeps up must not keep the loop.
-                    await readiness.park_writable(self.socket)
+                    await self._park_writable()
             await cancel_shielded_checkpoint()
             return at - offset
         except OSError as exc:
@@ -302,7 +314,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         self._check_sendable()
         self._send_busy = True
         try:
-            await readiness.park_writable(self.socket)
+            await self._park_writable()
         finally:
             self._send_busy = False
 
@@ -324,7 +336,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         if not self._sent_eof:
             self._sent_eof = True
             try:
-                self.socket.shutdown(socket.SHUT_WR)
+                self._sock.shutdown(socket.SHUT_WR)
             except OSError as exc:
                 raise self._translated(exc) from exc
         await cancel_shielded_checkpoint()
@@ -346,7 +358,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         if self._receive_busy:
             raise trio.BusyResourceError("another task is receiving on this stream")
         self._receive_busy = True
-        sock = self.socket
+        sock = self._sock
         try:
             if not self._drained:
                 await checkpoint_if_cancelled()
@@ -369,6 +381,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
                 if entry is not None and entry.registered:
                     await entry.park()
                 else:
+                    self._waited = True
                     await readiness.park_readable(sock)
                     self._entry = readiness.entry_of(sock)
                 try:
@@ -390,7 +403,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         if self._receive_busy:
             raise trio.BusyResourceError("another task is receiving on this stream")
         try:
-            data = self.socket.recv(max_bytes)
+            data = self._sock.recv(max_bytes)
         except BlockingIOError:
             raise trio.WouldBlock from None
         except OSError as exc:
@@ -409,9 +422,10 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
 
     def close(self) -> None:
         """Close the connection at once; ``aclose`` is this and a checkpoint."""
-        sock = self.socket
+        sock = self._sock
         if sock.fileno() != -1:
-            readiness.forget(sock)
+            if self._waited:
+                readiness.forget(sock)
             sock.close()
 
     def is_readable(self) -> bool:
@@ -420,7 +434,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
 
     def unread_size(self) -> int:
         """How many bytes wait to be received."""
-        fd = self.socket.fileno()
+        fd = self._sock.fileno()
         if fd == -1:
             return 0
         return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
@@ -437,7 +451,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
             return True
         # Without POLLRDHUP only an end of file with nothing before it can be seen.
         try:
-            return self.socket.recv(1, socket.MSG_PEEK) == b""
+            return self._sock.recv(1, socket.MSG_PEEK) == b""
         except BlockingIOError:
             return False
         except OSError:
@@ -447,7 +461,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         """See `trionet.abc.Stream.interrupt_receive`."""
         self._interrupted = True
         if self._receive_busy and not self.closed:
-            readiness.wake(self.socket)
+            readiness.wake(self._sock)
 
     def resume_receive(self) -> None:
         """See `trionet.abc.Stream.resume_receive`."""
@@ -455,7 +469,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
 
     def _poll(self, events: int) -> int:
         poll = select.poll()
-        poll.register(self.socket, events)
+        poll.register(self._sock, events)
         ready = poll.poll(0)
         return ready[0][1] if ready else 0
 
@@ -465,11 +479,15 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
             self._check_sendable()
             return 0
         try:
-            sent = self.socket.send(data)
+            sent = self._sock.send(data)
         except BlockingIOError:
             return 0
         self._sent += sent
         return sent
+
+    def _park_writable(self) -> Coroutine[Any, Any, None]:
+        self._waited = True
+        return readiness.park_writable(self._sock)
 
     def _check_sendable(self) -> None:
         if self.closed:

@@ -135,7 +135,7 @@ class DescriptorEngine:
         )
         # Wrapping detached the plain socket; the stream below goes on with the one that has the
         # descriptor now: it still knows its addresses, and closes it.
-        owner.socket = sock
+        owner._sock = sock
         self.tls = sock
         self.readable = SharedWait(partial(readiness.park_readable, sock))
         self.writable = SharedWait(partial(readiness.park_writable, sock))
