@@ -137,6 +137,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "sockopts",
             "sockets",
             "stream_sockets",
+            "streams",
             "dns",
             "host",
             "faults",

@@ -187,6 +187,10 @@ class SocketListener(Listener[SocketStream]):
             readiness.forget(self.socket)
             self.socket.close()
 
+    def abandon(self) -> None:
+        """Close the socket of a listener that nobody has used yet, in trio or not."""
+        self.socket.close()
+
     async def _park(self) -> None:
         if self._accept_busy:
             raise trio.BusyResourceError("another task is accepting on this listener")

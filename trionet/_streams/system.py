@@ -9,7 +9,8 @@ import secrets
 import socket
 import stat
 import sys
-from typing import TYPE_CHECKING, Any, Final, final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, final
 
 import trio
 
@@ -21,11 +22,20 @@ from .sockets import SocketStream
 from .tuning import Tuning, tuning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from .._options import SocketOptions
 
-__all__ = ("ATTEMPT_DELAY", "dial_socket", "listen_socket", "listen_socket_now")
+__all__ = (
+    "ATTEMPT_DELAY",
+    "Connected",
+    "Listening",
+    "dial_addresses",
+    "dial_socket",
+    "listen_addresses",
+    "listen_socket",
+    "listen_socket_now",
+)
 
 # RFC 8305 section 5, "Connection Attempt Delay": the recommended value, in seconds.
 ATTEMPT_DELAY: Final = 0.25
@@ -58,68 +68,94 @@ async def dial_socket(
             sock.close()
             raise
         return SocketStream(sock, local=local, remote=target)
+
+    async def attempt(family: int, name: Any, local_name: Any) -> SocketStream:
+        sock = await _connected(family, name, local_name, wanted)
+        # Its name is kept: a socket whose peer is gone does not know it any more.
+        host, *rest = name
+        return SocketStream(sock, peername=(REACHED.get(host, host), *rest))
+
+    return await dial_addresses(target, local, attempt)
+
+
+async def dial_addresses(
+    target: Address,
+    local: Address | None,
+    attempt: Callable[[int, Any, Any], Awaitable[ConnectedT]],
+) -> ConnectedT:
+    """Connect to one of the addresses a host has, by happy eyeballs.
+
+    Args:
+      attempt: connects to one, given the family, its name and the local one to bind to, or None.
+
+    If cancelled, so are the attempts.
+    """
     infos = await _resolve(target, passive=False)
     locals_ = [None] if local is None else await _resolve(local, passive=True)
     attempts = [
-        _Attempt(family, name, _name_for(family, locals_))
+        _Attempt(partial(attempt, family, name, _name_for(family, locals_)))
         for family, name in _interleaved(infos)
         if local is None or _name_for(family, locals_) is not None
     ]
     if not attempts:
         raise OSError(errno.EADDRNOTAVAIL, f"{target} and {local} have no address family in common")
     if len(attempts) == 1:
-        sock = await attempts[0].run(wanted)
-        winner = attempts[0]
-    else:
-        sock, winner = await _race(attempts, wanted)
-    # Its name is kept: a socket whose peer is gone does not know it any more.
-    host, *rest = winner.name
-    return SocketStream(sock, peername=(REACHED.get(host, host), *rest))
+        return await attempts[0].run()
+    return await _race(attempts)
+
+
+class Connected(Protocol):
+    """What an attempt makes."""
+
+    def close(self) -> None:
+        """Close it at once."""
+
+
+ConnectedT = TypeVar("ConnectedT", bound=Connected)
 
 
 @final
-class _Attempt:
+class _Attempt(Generic[ConnectedT]):
     """One address to try, and how that went."""
 
-    def __init__(self, family: int, name: Any, local_name: Any) -> None:
-        self.family = family
-        self.name = name
-        self.local_name = local_name
+    def __init__(self, run: Callable[[], Awaitable[ConnectedT]]) -> None:
+        self.run = run
         self.failed = trio.Event()
 
-    async def run(self, wanted: Tuning) -> socket.socket:
-        sock = _new_socket(self.family, wanted)
-        try:
-            if self.local_name is not None:
-                # Several connections may leave from one port, as long as the far ends differ.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.bind(self.local_name)
-            await _connect(sock, self.name)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+
+async def _connected(family: int, name: Any, local_name: Any, wanted: Tuning) -> socket.socket:
+    sock = _new_socket(family, wanted)
+    try:
+        if local_name is not None:
+            # Several connections may leave from one port, as long as the far ends differ.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(local_name)
+        await _connect(sock, name)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
-async def _race(attempts: Sequence[_Attempt], wanted: Tuning) -> tuple[socket.socket, _Attempt]:
+async def _race(attempts: Sequence[_Attempt[ConnectedT]]) -> ConnectedT:
     """Happy eyeballs (RFC 8305): each attempt starts when the one before failed or lingers."""
-    winner: tuple[socket.socket, _Attempt] | None = None
+    winner: ConnectedT | None = None
     errors: list[OSError] = []
 
-    async def attempt(one: _Attempt) -> None:
+    async def attempt(one: _Attempt[ConnectedT]) -> None:
         nonlocal winner
         try:
-            sock = await one.run(wanted)
+            connected = await one.run()
         except OSError as exc:
             errors.append(exc)
             one.failed.set()
             return
         if winner is None:
-            winner = sock, one
+            winner = connected
             nursery.cancel_scope.cancel()
         else:
             # Two connected within one pass of the scheduler.
-            sock.close()
+            connected.close()
 
     try:
         with Ungrouped():
@@ -130,7 +166,7 @@ async def _race(attempts: Sequence[_Attempt], wanted: Tuning) -> tuple[socket.so
                         await one.failed.wait()
     except BaseException:
         if winner is not None:
-            winner[0].close()
+            winner.close()
         raise
     if winner is not None:
         return winner
@@ -167,7 +203,34 @@ async def listen_socket(
         # Before anything is opened, so that a cancelled call leaves nothing.
         await trio.lowlevel.checkpoint()
         return [_listen_unix(target, wanted, backlog)]
-    return _listen_on_all(await _resolve(target, passive=True), target, wanted, backlog)
+    return await listen_addresses(target, partial(_listen_one, wanted=wanted, backlog=backlog))
+
+
+async def listen_addresses(
+    target: Address, listen_one: Callable[[int, Any], ListeningT]
+) -> list[ListeningT]:
+    """Listen on each local address that ``target`` stands for, on one port.
+
+    Args:
+      listen_one: listens on one, given the family and its name.
+
+    If cancelled, or one of several fails, nothing is left listening.
+    """
+    return _listen_on_all(await _resolve(target, passive=True), target, listen_one)
+
+
+class Listening(Protocol):
+    """What `listen_addresses` makes some of."""
+
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+
+    def abandon(self) -> None:
+        """Close it; nobody waits on it, and there may be no trio yet."""
+
+
+ListeningT = TypeVar("ListeningT", bound=Listening)
 
 
 def listen_socket_now(target: Address, options: SocketOptions) -> list[SocketListener]:
@@ -182,15 +245,16 @@ def listen_socket_now(target: Address, options: SocketOptions) -> list[SocketLis
         socket.SOCK_STREAM,
         flags=socket.AI_PASSIVE,
     )
-    return _listen_on_all(_sorted(infos, target, passive=True), target, wanted, None)
+    one = partial(_listen_one, wanted=wanted, backlog=None)
+    return _listen_on_all(_sorted(infos, target, passive=True), target, one)
 
 
 def _listen_on_all(
-    infos: list[tuple[int, Any]], target: Address, wanted: Tuning, backlog: int | None
-) -> list[SocketListener]:
+    infos: list[tuple[int, Any]], target: Address, listen_one: Callable[[int, Any], ListeningT]
+) -> list[ListeningT]:
     for attempt in range(PORT_ATTEMPTS):
         try:
-            return _listen_tcp(infos, wanted, backlog, may_lack_family=not target.host)
+            return _listen_tcp(infos, listen_one, may_lack_family=not target.host)
         except OSError as exc:
             # Only the port we took from the first listener's luck can be had elsewhere.
             taken = exc.errno == errno.EADDRINUSE and target.port == 0
@@ -201,19 +265,18 @@ def _listen_on_all(
 
 def _listen_tcp(
     infos: Iterable[tuple[int, Any]],
-    wanted: Tuning,
-    backlog: int | None,
+    listen_one: Callable[[int, Any], ListeningT],
     *,
     may_lack_family: bool,
-) -> list[SocketListener]:
-    listeners: list[SocketListener] = []
+) -> list[ListeningT]:
+    listeners: list[ListeningT] = []
     lacking: OSError | None = None
     try:
         for family, name in infos:
             if name[1] == 0 and listeners:
                 name = (name[0], listeners[0].address.port, *name[2:])
             try:
-                listeners.append(_listen_one(family, name, wanted, backlog))
+                listeners.append(listen_one(family, name))
             except OSError as exc:
                 # A machine without IPv6 has it in its resolver all the same.
                 if not may_lack_family or exc.errno not in {
@@ -224,8 +287,7 @@ def _listen_tcp(
                 lacking = exc
     except BaseException:
         for listener in listeners:
-            # Nobody waits on it, and there may be no trio yet to forget it.
-            listener.socket.close()
+            listener.abandon()
         raise
     if not listeners and lacking is not None:
         raise lacking

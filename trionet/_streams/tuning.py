@@ -7,14 +7,14 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, final
+from typing import TYPE_CHECKING, Final, Literal, Protocol, final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .._options import SocketOptions
 
-__all__ = ("Setting", "Tuning", "tuning")
+__all__ = ("Setting", "Tunable", "Tuning", "tuning")
 
 Phase = Literal["dialling", "listening"]
 
@@ -36,6 +36,13 @@ TCP_ONLY: Final = {
 }
 
 
+class Tunable(Protocol):
+    """A socket, as far as its options go."""
+
+    def setsockopt(self, level: int, optname: int, value: int, /) -> None:
+        """Set an option."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -47,7 +54,7 @@ class Setting:
     number: int
     value: int
 
-    def apply(self, sock: socket.socket) -> None:
+    def apply(self, sock: Tunable) -> None:
         """Make the call; an OSError of the system names the option."""
         try:
             sock.setsockopt(self.level, self.number, self.value)

@@ -62,6 +62,8 @@ from .simulation import Run as Run
 from .simulation import random_stream as random_stream
 from .simulation import simulate as simulate
 from .simulation import simulated as simulated
+from .streams import VirtualListener as VirtualListener
+from .streams import VirtualStream as VirtualStream
 from .trace import Endpoint as Endpoint
 from .trace import Event as Event
 from .trace import Segment as Segment
@@ -89,7 +91,9 @@ __all__ = (
     "SimulationError",
     "TimeLimitError",
     "Trace",
+    "VirtualListener",
     "VirtualNetwork",
+    "VirtualStream",
     "check_listener",
     "check_network",
     "random_stream",

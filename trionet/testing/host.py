@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
-from .stack import Stack
+from .. import abc
+from .._address import MEMORY_NETWORKS, Address
+from .._streams.arguments import (
+    check_backlog,
+    check_preface,
+    check_tls,
+    parse_dialled,
+    prefaced,
+    secured,
+    socket_options,
+)
+from .._streams.system import dial_addresses, listen_addresses
+from .._streams.tuning import Tuning, tuning
+from .sockets import UNIX
+from .stack import Stack, failure
+from .stream_sockets import StreamSocket
+from .streams import VirtualListener, VirtualStream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    import ssl
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from .._options import MemoryOptions, ProxyProtocol, SocketOptions
     from .world import World
 
 __all__ = ("Host", "current_host")
 
 # Inherited by the tasks that a task starts.
+# What Linux cuts a backlog down to (net.core.somaxconn).
+SOMAXCONN: Final = 4096
+
 current_host: Final[ContextVar[Host | None]] = ContextVar("trionet.host", default=None)
 
 
 @final
-class Host:
+class Host(abc.Network):
     """A machine on a `VirtualNetwork`; made by its `host`.
 
     Attributes:
@@ -110,6 +135,123 @@ class Host:
         finally:
             current_host.reset(token)
 
+    # As a Network
+
+    async def dial(
+        self,
+        network: str,
+        address: str,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+        options: SocketOptions | MemoryOptions | None = None,
+        local_address: str | None = None,
+    ) -> abc.Stream:
+        """Connect from here to a TCP or Unix address; see `trionet.dial`.
+
+        `trionet.dial` itself comes here, on a host's tasks. Unix paths are each host's own.
+
+        If cancelled, no connection is left behind.
+        """
+        target = parse_dialled(network, address)
+        _check_network(network)
+        local = None if local_address is None else Address.parse(network, local_address)
+        server_hostname = check_tls(target, ssl_context, server_hostname)
+        wanted = tuning(socket_options(target, options), "dialling", unix=network == "unix")
+        with self.context():
+            if network == "unix":
+                stream = await self._dial_unix(target, local, wanted)
+            else:
+                stream = await dial_addresses(target, local, partial(self._attempt, wanted))
+        return secured(stream, ssl_context, server_hostname)
+
+    async def listen(
+        self,
+        network: str,
+        address: str,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy_protocol: ProxyProtocol | None = None,
+        options: SocketOptions | MemoryOptions | None = None,
+        backlog: int | None = None,
+    ) -> Sequence[abc.Listener[abc.Stream]]:
+        """Listen here on a TCP or Unix address; see `trionet.listen`.
+
+        If cancelled, nothing is left listening.
+        """
+        target = Address.parse(network, address)
+        _check_network(network)
+        check_preface(ssl_context, proxy_protocol)
+        check_backlog(backlog)
+        wanted = tuning(socket_options(target, options), "listening", unix=network == "unix")
+        # net.core.somaxconn, which cuts down what is asked for.
+        room = SOMAXCONN if backlog is None else min(backlog, SOMAXCONN)
+        listeners: list[VirtualListener]
+        if network == "unix":
+            sock = self._socket(UNIX or socket.AF_UNSPEC, wanted)
+            await trio.lowlevel.checkpoint()
+            sock.listen_path(target.path or "", room)
+            listeners = [VirtualListener(sock)]
+        else:
+            with self.context():
+                listeners = await listen_addresses(target, partial(self._listen_one, wanted, room))
+        return prefaced(listeners, ssl_context, proxy_protocol)
+
+    async def _dial_unix(
+        self, target: Address, local: Address | None, wanted: Tuning
+    ) -> VirtualStream:
+        sock = self._socket(UNIX or socket.AF_UNSPEC, wanted)
+        try:
+            if local is not None:
+                sock.bind_path(local.path or "")
+            await sock.connect(_unix_name(target))
+        except BaseException:
+            sock.close()
+            raise
+        return VirtualStream(sock, target)
+
+    async def _attempt(
+        self, wanted: Tuning, family: int, name: Any, local_name: Any
+    ) -> VirtualStream:
+        sock = self._socket(family, wanted)
+        try:
+            if local_name is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.take_address(local_name[0], local_name[1])
+            await sock.connect(name)
+        except BaseException:
+            sock.close()
+            raise
+        return VirtualStream(sock)
+
+    def _listen_one(self, wanted: Tuning, backlog: int, family: int, name: Any) -> VirtualListener:
+        sock = self._socket(family, wanted)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.take_address(name[0], name[1])
+            sock.listen(backlog)
+            for setting in wanted.listening:
+                setting.apply(sock)
+        except BaseException:
+            sock.close()
+            raise
+        return VirtualListener(sock)
+
+    def _socket(self, family: int, wanted: Tuning) -> StreamSocket:
+        if self._stack.off:
+            raise failure(errno.ENETDOWN, f"{self.name} is off")
+        self._stack.check("socket")
+        sock = StreamSocket(self._stack, family, 0)
+        try:
+            for setting in wanted.before:
+                setting.apply(sock)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
     # What can happen to it
 
     def kill(self) -> None:
@@ -185,3 +327,13 @@ class Host:
         if self._programs:
             self._ended = trio.Event()
             await self._ended.wait()
+
+
+def _check_network(network: str) -> None:
+    if network in MEMORY_NETWORKS:
+        raise ValueError(f"a virtual host has tcp and unix, got {network!r}: see trionet.Network")
+
+
+def _unix_name(address: Address) -> str | bytes:
+    path = address.path or ""
+    return b"\0" + os.fsencode(path[1:]) if path.startswith("@") else path

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, final
 
 import trio
 
+from .. import abc
 from .._options import Link
 from ._run import current_run, current_seed
 from .dns import DNS
@@ -23,6 +24,7 @@ from .world import World
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
     from types import TracebackType
 
     from .sockets import VirtualSocket
@@ -76,6 +78,7 @@ class VirtualNetwork(Faults):
         self._crash: Exception | None = None
         self._scope = trio.CancelScope()
         self._restore: list[Any] = []
+        self._system: abc.Network | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -108,6 +111,8 @@ class VirtualNetwork(Faults):
             trio.socket.set_custom_socket_factory(_Factory(self)),
             trio.socket.set_custom_hostname_resolver(self.dns),
         ]
+        self._system = abc.system_network.get()
+        abc.system_network.set(_Here(self))
         run = current_run.get()
         if run is not None:
             run.register(world.trace)
@@ -140,6 +145,7 @@ class VirtualNetwork(Faults):
         factory, resolver = self._restore
         trio.socket.set_custom_socket_factory(factory)
         trio.socket.set_custom_hostname_resolver(resolver)
+        abc.system_network.set(self._system)
         for host in self._hosts.values():
             for sock in list(host.stack.sockets.values()):
                 sock.vanish()
@@ -233,10 +239,13 @@ class VirtualNetwork(Faults):
 
     def _here(self) -> Stack:
         """Return the stack of the host the task lives on."""
+        return self._here_host().stack
+
+    def _here_host(self) -> Host:
         host = current_host.get()
         if host is None or self._hosts.get(host.name) is not host:
             host = self._hosts[HOME]
-        return host.stack
+        return host
 
     def _socket(self, family: int, kind: int, proto: int) -> VirtualSocket:
         stack = self._here()
@@ -250,6 +259,26 @@ class VirtualNetwork(Faults):
         if kind == socket.SOCK_STREAM and proto in (0, 6 if family != UNIX else 0):
             return StreamSocket(stack, family, proto)
         raise failure(errno.EPROTONOSUPPORT, f"type {kind}, protocol {proto}")
+
+
+@final
+class _Here(abc.Network):
+    """The host that the task lives on, as trionet's own tcp and unix reach it."""
+
+    __slots__ = ("_network",)
+
+    def __init__(self, network: VirtualNetwork) -> None:
+        self._network = network
+
+    async def dial(self, network: str, address: str, **settings: Any) -> abc.Stream:
+        """Connect from the host that the task lives on."""
+        return await self._network._here_host().dial(network, address, **settings)
+
+    async def listen(
+        self, network: str, address: str, **settings: Any
+    ) -> Sequence[abc.Listener[abc.Stream]]:
+        """Listen on the host that the task lives on."""
+        return await self._network._here_host().listen(network, address, **settings)
 
 
 @final

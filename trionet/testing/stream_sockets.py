@@ -41,6 +41,7 @@ class StreamSocket(VirtualSocket):
         self.backlog: Backlog | None = None
         self.end: Connection | None = None
         self._path: str | None = None
+        self._is_accepted = False
         self._shut_read = False
         super().__init__(stack, family, proto)
 
@@ -208,14 +209,27 @@ class StreamSocket(VirtualSocket):
                 break
             await self.backlog.wait()
             parked = True
+        accepted = self._accepted(end)
+        if not parked:
+            await cancel_shielded_checkpoint()
+        return accepted, accepted.peer_as_accepted()
+
+    def accept_now(self) -> StreamSocket | None:
+        """Take the oldest connection, or None."""
+        if self.backlog is None:
+            return None
+        self.stack.check("accept")
+        end = self.backlog.take()
+        return None if end is None else self._accepted(end)
+
+    def _accepted(self, end: Connection) -> StreamSocket:
         accepted = StreamSocket(self.stack, self.family, self.proto)
         accepted.options.inherit(self.options)
         accepted.end = end
         accepted._path = self._path
+        accepted._is_accepted = True
         accepted.apply_options()
-        if not parked:
-            await cancel_shielded_checkpoint()
-        return accepted, accepted.peer_as_accepted()
+        return accepted
 
     def peer_as_accepted(self) -> Any:
         """Return the other end's address, even of one that is gone."""
@@ -406,6 +420,8 @@ class StreamSocket(VirtualSocket):
         """Do what close(2) does."""
         if self.backlog is not None:
             self._stop_listening()
+        else:
+            self._give_up_path()
         end = self.end
         if end is None:
             if self.binding is not None:
@@ -429,12 +445,34 @@ class StreamSocket(VirtualSocket):
 
     def _stop_listening(self) -> None:
         assert self.backlog is not None
-        if self._path is not None:
-            self.stack.paths[self._path] = None
+        self._give_up_path()
         self.backlog.close()
         self.backlog = None
         if self.binding is not None:
             self.binding.backlog = None
+
+    def listen_path(self, path: str, backlog: int) -> None:
+        """Listen on a Unix path, in place of whoever does now; an abstract name must be free."""
+        self.stack.check("listen")
+        if path.startswith("@") and path in self.stack.paths:
+            raise failure(errno.EADDRINUSE, path)
+        self._path = path
+        self.backlog = self.stack.paths[path] = Backlog(backlog, self.options.sizes)
+
+    def unlink(self) -> None:
+        """Remove the path this listens on, if it is still its own."""
+        if self.backlog is not None and self.stack.paths.get(self._path or "") is self.backlog:
+            del self.stack.paths[self._path or ""]
+
+    def _give_up_path(self) -> None:
+        path, paths = self._path, self.stack.paths
+        if path is None or self._is_accepted or paths.get(path, self) is not self.backlog:
+            return
+        # A file stays until somebody unlinks it, an abstract name goes with its socket (unix(7)).
+        if path.startswith("@"):
+            del paths[path]
+        else:
+            paths[path] = None
 
     # Inside
 
