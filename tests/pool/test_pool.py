@@ -6,6 +6,8 @@ import contextlib
 import logging
 import math
 import os
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -439,6 +441,20 @@ async def test_nothing_is_reported_unless_asked_for(
         await pool.drain(0)
 
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("options", "reported"), [([], "False"), (["-X", "dev"], "True")])
+def test_leaks_are_reported_in_development_mode(options: list[str], reported: str) -> None:
+    program = "import trionet; print(trionet.Pool.report_leaks)"
+    run = subprocess.run(
+        [sys.executable, *options, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONDEVMODE": ""},
+    )
+
+    assert run.stdout.strip() == reported
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")

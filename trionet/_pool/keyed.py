@@ -20,6 +20,8 @@ from functools import partial
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
 
+from trio.lowlevel import enable_ki_protection
+
 from .lease import Lease
 from .lender import Lender
 from .lifecycle import Lifecycle
@@ -311,6 +313,7 @@ class KeyedPool(Generic[K, T]):
             f"for {len(self._group.lenders)} keys, {len(self._group.everyone)} waiting>"
         )
 
+    @enable_ki_protection
     async def __aenter__(self) -> Self:
         """Open the pool.
 
@@ -322,6 +325,7 @@ class KeyedPool(Generic[K, T]):
         self._group.open(await self._group.lifecycle.enter())
         return self
 
+    @enable_ki_protection
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -373,6 +377,7 @@ class KeyedPool(Generic[K, T]):
         counts["max_size"] = self._group.budget.limit
         return PoolStatistics(**counts, reasons=dict(reasons))
 
+    @enable_ki_protection
     def expire(self, key: K | _All = _All.KEYS) -> None:
         """Close all connections of today, or those of one key, as `Pool.expire` does."""
         lenders = self._group.lenders
@@ -381,6 +386,7 @@ class KeyedPool(Generic[K, T]):
             lender.supply.expire()
             lender.grow()
 
+    @enable_ki_protection
     async def drain(self, grace: float | None = None) -> None:
         """Lend nothing any more, wait for what is lent, and close everything, for good.
 

@@ -93,6 +93,7 @@ class Lease(Generic[T]):
             raise LeaseError(f"{self!r} has no connection now")
         return self._entry.resource
 
+    @enable_ki_protection
     def discard(self) -> None:
         """Close the connection instead of giving it back; the block may go on without it.
 

@@ -128,6 +128,7 @@ class Pool(Generic[T]):
             f"({now.idle} idle, {now.lent} lent), {now.waiting} waiting>"
         )
 
+    @enable_ki_protection
     async def __aenter__(self) -> Self:
         """Open the pool and begin to make ``min_size`` connections, without waiting for them.
 
@@ -141,6 +142,7 @@ class Pool(Generic[T]):
         self._lender.grow()
         return self
 
+    @enable_ki_protection
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -181,6 +183,7 @@ class Pool(Generic[T]):
         lease.detach()
         return connection
 
+    @enable_ki_protection
     def get_nowait(self) -> T:
         """Return an idle connection, which has to be `put` back or `discard`-ed.
 
@@ -190,6 +193,7 @@ class Pool(Generic[T]):
         """
         return self._lender.take_nowait().resource
 
+    @enable_ki_protection
     def put(self, connection: T) -> None:
         """Give back what `get` or `get_nowait` returned. One that is closed is not kept.
 
@@ -207,6 +211,7 @@ class Pool(Generic[T]):
             )
         lender.give_back(entry)
 
+    @enable_ki_protection
     def discard(self, connection: T) -> None:
         """Give back a connection that is not to be used again: it is closed.
 
@@ -221,6 +226,7 @@ class Pool(Generic[T]):
         """Return what the pool has and has done."""
         return self._lender.statistics()
 
+    @enable_ki_protection
     def resize(self, max_size: int) -> None:
         """Change how many connections there may be at most.
 
@@ -236,6 +242,7 @@ class Pool(Generic[T]):
         if not self._lifecycle.closed:
             self._lender.grow()
 
+    @enable_ki_protection
     def expire(self) -> None:
         """Close all connections of today: the idle ones now, the others when they come back."""
         self._lender.supply.expire()
@@ -268,6 +275,7 @@ class Pool(Generic[T]):
             assert lender.last_give_up is not None
             raise connect_error(*lender.last_give_up)
 
+    @enable_ki_protection
     async def drain(self, grace: float | None = None) -> None:
         """Lend nothing any more, wait for what is lent, and close everything, for good.
 
