@@ -9,7 +9,8 @@ documented is left out there.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, ClassVar
+import re
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -67,6 +68,65 @@ def point_home(_: Sphinx, doctree: nodes.document) -> None:
                     break
 
 
+# How the pages call the objects that they speak of.
+SPOKEN: Final = {
+    "connection": "trionet.Connection",
+    "net": "trionet.testing.VirtualNetwork",
+    "pool": "trionet.Pool",
+    "server": "trionet.Server",
+    "session": "trionet.MuxSession",
+}
+NAME = re.compile(r"(?:await |async with |with )?([a-zA-Z_]\w*(?:\.\w+){0,3})(?:\(.*\))?:?")
+
+
+def link_code(app: Sphinx, doctree: nodes.document) -> None:
+    """Make links of names in the code of a Markdown page's text: `Server`, `pool.acquire()`."""
+    docname = app.env.docname
+    if not str(app.env.doc2path(docname)).endswith(".md"):
+        return
+    for node in list(doctree.findall(nodes.literal)):
+        match = NAME.fullmatch(node.astext())
+        unsuitable = isinstance(node.parent, nodes.title | nodes.reference | addnodes.pending_xref)
+        target = None if match is None or unsuitable else full_name(match[1])
+        if target is not None:
+            node.replace_self(
+                addnodes.pending_xref(
+                    "",
+                    node.deepcopy(),
+                    refdomain="py",
+                    reftype="obj",
+                    reftarget=target,
+                    refspecific=False,
+                    refdoc=docname,
+                    refwarn=False,
+                )
+            )
+
+
+def full_name(spoken: str) -> str | None:
+    """Return what a page means by a name, if that is in the reference."""
+    first, _, rest = spoken.removeprefix("trionet.").partition(".")
+    if first in SPOKEN and rest:
+        full = SPOKEN[first]
+    else:
+        full = next(
+            (
+                home(module, first)
+                for module in MODULES
+                if first in importlib.import_module(module).__all__
+            ),
+            "",
+        )
+    if not full:
+        return None
+    thing = importlib.import_module(full.rpartition(".")[0])
+    for name in filter(None, [full.rpartition(".")[2], *rest.split(".")]):
+        if not hasattr(thing, name):
+            return None
+        thing = getattr(thing, name)
+    return f"{full}.{rest}" if rest else full
+
+
 def _files(full_name: str) -> set[str]:
     """Return the module that defines what is documented as ``full_name``."""
     module, _, name = full_name.rpartition(".")
@@ -77,5 +137,6 @@ def _files(full_name: str) -> set[str]:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Be a Sphinx extension."""
     app.add_directive("public-names", PublicNames)
+    app.connect("doctree-read", link_code)
     app.connect("doctree-read", point_home)
     return {"parallel_read_safe": True}
