@@ -413,14 +413,19 @@ def test_hypothesis_and_simulate_go_together(run: Run) -> None:
     result.assert_outcomes(passed=1)
 
 
-def test_another_plugins_run_is_noticed(run: Run) -> None:
+def test_another_plugins_run_is_noticed(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import pytest, trio
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_pyfunc_call(pyfuncitem):
+            trio.run(lambda: pyfuncitem.obj(net_seed=0))
+            return True
+        """
+    )
     result = run(
         """
-        @pytest.fixture
-        def anyio_backend():
-            return "trio"
-
-        @pytest.mark.anyio
         async def test_one(net_seed): ...
         """,
         "-p",
