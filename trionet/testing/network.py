@@ -12,6 +12,7 @@ import trio
 from .. import abc
 from .._options import Link
 from ._run import current_run, current_seed
+from .diagram import sequence_diagram, sequence_svg
 from .dns import DNS
 from .faults import Faults
 from .host import Host, current_host
@@ -228,6 +229,19 @@ class VirtualNetwork(Faults):
         if host is not None and host not in self._hosts:
             raise ValueError(f"there is no host {host!r}, only {', '.join(self._hosts)}")
         return write_pcap(path, self.trace, host=host)
+
+    def sequence_diagram(self, *, last: int = 100, acks: bool = False) -> str:
+        """Return who sent what to whom, as text that Mermaid turns into a picture.
+
+        Args:
+          last: at most so many of the last things that happened; 0 is all of them.
+          acks: acknowledgements that carry nothing else, too.
+        """
+        return sequence_diagram(self.trace, last=last, acks=acks)
+
+    def sequence_svg(self, *, last: int = 100, acks: bool = False) -> str:
+        """Return the picture itself, as SVG that needs nothing else; see `sequence_diagram`."""
+        return sequence_svg(self.trace, last=last, acks=acks)
 
     # Inside
 

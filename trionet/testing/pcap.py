@@ -13,6 +13,8 @@ import zlib
 from itertools import count
 from typing import TYPE_CHECKING, Final, final
 
+from .flights import Flight, flights
+
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
@@ -113,15 +115,16 @@ def capture(events: Iterable[Event], *, host: str | None = None) -> Iterator[tup
         ),
     )
     yield NAMES, _block(NAMES, _names(events))
-    fates = _fates(events)
+    things = iter(flights(events))
     packer = _Packer()
     remarks: list[str] = []
     for event in events:
+        # Each thing that was sent, and each fault, stands there in the same order.
+        thing = next(things) if event.what in {"sent", "fault"} else None
         if event.what == "fault":
             remarks.append(event.note)
         elif _is_seen(event, host) and event.source.ip and event.destination.ip:
-            fate = fates.get(_key(event)) if event.what == "sent" else None
-            notes = [*remarks, *([fate] if fate else [])]
+            notes = remarks + (thing.notes if isinstance(thing, Flight) else [])
             remarks = []
             for packet in packer.packets(event):
                 yield PACKET, _packet(event.time, packet, notes)
@@ -133,27 +136,6 @@ def _is_seen(event: Event, host: str | None) -> bool:
         return host is None or event.source.host == host
     # On the loopback it was seen as it was sent.
     return event.what == "delivered" and event.destination.host == host != event.source.host
-
-
-def _key(event: Event) -> tuple[object, ...]:
-    return (
-        event.protocol,
-        event.kind,
-        event.source,
-        event.destination,
-        event.connection,
-        event.index,
-        event.attempt,
-    )
-
-
-def _fates(events: Iterable[Event]) -> dict[tuple[object, ...], str]:
-    """Return what became of packets, other than that they arrived."""
-    return {
-        _key(event): f"{event.what}: {event.note}" if event.note else event.what
-        for event in events
-        if event.what in {"dropped", "delayed", "held"}
-    }
 
 
 @final
