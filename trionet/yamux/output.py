@@ -162,8 +162,11 @@ class Output:
         largest = self._max_frame_size
         if self._shared:
             self._shared -= 1
-            budget = min(budget, QUANTUM * len(self.ring))
-            largest = min(largest, QUANTUM)
+            if largest > QUANTUM:
+                largest = QUANTUM
+            turns = QUANTUM * len(self.ring)
+            if turns < budget:
+                budget = turns
         self._pull_session(parts)
         if self.control:
             control, self.control = self.control, {}
@@ -248,7 +251,11 @@ class Output:
             stream = next(iter(ring))
             pending = stream.pending
             window = stream.outgoing
-            size = min(pending, window.credit, largest)
+            size = pending
+            if size > window.credit:
+                size = window.credit
+            if size > largest:
+                size = largest
             if size:
                 if size > SHORT:
                     self._bulk = stream
