@@ -93,7 +93,9 @@ class Driver:
           on_news: called by `wake` when something rare has happened.
         """
         self.carrier: trio.abc.Stream = carrier
-        self.core: Session = Session(role, config, clock=trio.current_time)
+        # The clock itself, which `trio.current_time` looks up each time: it is asked twice a batch.
+        clock = trio.lowlevel.current_clock().current_time
+        self.core: Session = Session(role, config, clock=clock)
         self.on_news: Callable[[], None] = on_news
         self.closed: bool = False
         self.done: trio.Event = trio.Event()
@@ -244,7 +246,7 @@ class Driver:
         send_all = self.carrier.send_all
         patience = 0
         try:
-            while not core.silent:
+            while not output.silent:
                 if not (output.ring or core.has_output):
                     patience = PATIENCE
                     self.writer = current_task()
