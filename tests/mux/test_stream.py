@@ -184,7 +184,7 @@ async def test_send_nowait_has_the_errors_of_send_all() -> None:
             reset[0].send_nowait(b"")
         with pytest.raises(trio.ClosedResourceError):
             closed[0].send_nowait(b"x")
-        pair.server._driver._carrier.reset()  # type: ignore[attr-defined]
+        pair.server._driver.carrier.reset()  # type: ignore[attr-defined]
         await wait_all_tasks_blocked()
         with pytest.raises(trionet.SessionBrokenError):
             cut[0].send_nowait(b"x")
