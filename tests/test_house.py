@@ -139,6 +139,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "sockopts",
             "sockets",
             "stream_sockets",
+            "datagrams",
             "streams",
             "dns",
             "host",

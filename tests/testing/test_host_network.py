@@ -297,7 +297,9 @@ async def test_errors_are_those_of_the_system(autojump_clock: object) -> None:
             await client.dial("tcp", "server:0")
         near = await client.dial("tcp", "server:80", local_address=f"{client.addresses[0]}:4000")
         assert near.local_address.port == 4000
-        assert listeners[0].accept_nowait().remote_address.port == 4000
+        far = listeners[0].accept_nowait()
+        assert far.remote_address.port == 4000
+        await far.aclose()
         free = await server.listen("tcp", ":0")
         assert free[0].address.port == free[1].address.port
         client.power_off()

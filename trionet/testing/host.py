@@ -188,9 +188,13 @@ class Host(abc.Network):
         room = SOMAXCONN if backlog is None else min(backlog, SOMAXCONN)
         listeners: list[VirtualListener]
         if network == "unix":
-            sock = self._socket(UNIX or socket.AF_UNSPEC, wanted)
             await trio.lowlevel.checkpoint()
-            sock.listen_path(target.path or "", room)
+            sock = self._socket(UNIX or socket.AF_UNSPEC, wanted)
+            try:
+                sock.listen_path(target.path or "", room)
+            except OSError:
+                sock.close()
+                raise
             listeners = [VirtualListener(sock)]
         else:
             with self.context():

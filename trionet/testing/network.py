@@ -12,6 +12,7 @@ import trio
 from .. import abc
 from .._options import Link
 from ._run import current_run, current_seed
+from .datagrams import DatagramSocket
 from .diagram import sequence_diagram, sequence_svg
 from .dns import DNS
 from .faults import Faults
@@ -272,6 +273,8 @@ class VirtualNetwork(Faults):
             raise failure(errno.EAFNOSUPPORT, f"family {family}")
         if kind == socket.SOCK_STREAM and proto in (0, 6 if family != UNIX else 0):
             return StreamSocket(stack, family, proto)
+        if kind == socket.SOCK_DGRAM and family != UNIX and proto in (0, 17):
+            return DatagramSocket(stack, family, proto)
         raise failure(errno.EPROTONOSUPPORT, f"type {kind}, protocol {proto}")
 
 

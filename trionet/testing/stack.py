@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import os
 from typing import TYPE_CHECKING, Final, Protocol, final
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -13,6 +14,8 @@ from .._streams.segment import Endpoint, Segment
 from .tcp import Backlog, Connection
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .world import World
 
 __all__ = ("EPHEMERAL", "Binding", "Openable", "Stack", "failure", "is_wildcard")
@@ -51,9 +54,19 @@ class Binding:
       dual: it stands for IPv4 too, being ``::`` without IPV6_V6ONLY.
       reuse_address, reuse_port: SO_REUSEADDR and SO_REUSEPORT, as they were then.
       backlog: where connections go, if it listens.
+      owner: a weak reference to the socket that takes datagrams.
     """
 
-    __slots__ = ("backlog", "dual", "ip", "port", "protocol", "reuse_address", "reuse_port")
+    __slots__ = (
+        "backlog",
+        "dual",
+        "ip",
+        "owner",
+        "port",
+        "protocol",
+        "reuse_address",
+        "reuse_port",
+    )
 
     def __init__(
         self,
@@ -72,6 +85,7 @@ class Binding:
         self.reuse_address = reuse_address
         self.reuse_port = reuse_port
         self.backlog: Backlog | None = None
+        self.owner: Callable[[], object] | None = None
 
     def covers(self, ip: str) -> bool:
         """Whether what is sent to ``ip`` is for this."""
@@ -111,7 +125,8 @@ class Stack:
         self.addresses = addresses
         self.off = False
         self.bindings: dict[tuple[str, int], list[Binding]] = {}
-        self.sockets: dict[int, Openable] = {}
+        # Weak: a socket that nobody holds any more is closed, as by a process that drops it.
+        self.sockets: WeakValueDictionary[int, Openable] = WeakValueDictionary()
         self.connections: dict[Connection, None] = {}
         self.paths: dict[str, Backlog | None] = {}
         self.errors: dict[str, list[list[int]]] = {}
