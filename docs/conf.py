@@ -14,7 +14,12 @@ project = "trionet"
 author = "the trionet authors"
 project_copyright = author
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "public_names"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "public_names",
+]
 exclude_patterns = ["_build"]
 # `Name` is a link where it is the name of something, and code where it is not.
 default_role = "py:obj"

@@ -44,7 +44,9 @@ def wing(thing: object) -> str:
 def public_names(module: str, wings: Sequence[str] = ()) -> list[str]:
     """Return the names of ``module`` that have their home there, in the order of the page."""
     owner = importlib.import_module(module)
-    names = [name for name in owner.__all__ if home(module, name) == f"{module}.{name}"]
+    names = [
+        name for name in owner.__all__ if home(module, name) == f"{module}.{name}"
+    ]
     if wings:
         names = [name for name in names if wing(getattr(owner, name)) in wings]
 

@@ -33,7 +33,9 @@ class PublicNames(SphinxDirective):
         """Document the names."""
         module = self.arguments[0]
         lines: list[str] = []
-        for name in public_names(module, self.options.get("defined-in", "").split()):
+        for name in public_names(
+            module, self.options.get("defined-in", "").split()
+        ):
             lines += autodoc(f"{module}.{name}")
         section = nodes.section()
         section.document = self.state.document
@@ -52,7 +54,9 @@ def point_home(_: Sphinx, doctree: nodes.document) -> None:
     for node in doctree.findall(addnodes.pending_xref):
         if node.get("refdomain") != "py":
             continue
-        target = node["reftarget"].removeprefix("~").removeprefix(".").removesuffix("()")
+        target = (
+            node["reftarget"].removeprefix("~").removeprefix(".").removesuffix("()")
+        )
         parts = target.split(".")
         for start, name in enumerate(parts):
             path = ".".join(parts[:start])
@@ -76,7 +80,9 @@ SPOKEN: Final = {
     "server": "trionet.Server",
     "session": "trionet.MuxSession",
 }
-NAME = re.compile(r"(?:await |async with |with )?([a-zA-Z_]\w*(?:\.\w+){0,3})(?:\(.*\))?:?")
+NAME = re.compile(
+    r"(?:await |async with |with )?([a-zA-Z_]\w*(?:\.\w+){0,3})(?:\(.*\))?:?"
+)
 
 
 def link_code(app: Sphinx, doctree: nodes.document) -> None:
@@ -86,7 +92,9 @@ def link_code(app: Sphinx, doctree: nodes.document) -> None:
         return
     for node in list(doctree.findall(nodes.literal)):
         match = NAME.fullmatch(node.astext())
-        unsuitable = isinstance(node.parent, nodes.title | nodes.reference | addnodes.pending_xref)
+        unsuitable = isinstance(
+            node.parent, nodes.title | nodes.reference | addnodes.pending_xref
+        )
         target = None if match is None or unsuitable else full_name(match[1])
         if target is not None:
             node.replace_self(

@@ -86,7 +86,9 @@ async def _watch() -> Report:
                 server.shutdown()
             await trio.testing.wait_all_tasks_blocked()
             for connection in server.connections:
-                life = seen.lives.setdefault(names[str(connection.remote_address)], [])
+                life = seen.lives.setdefault(
+                    names[str(connection.remote_address)], []
+                )
                 if not life or life[-1][0] != connection.state:
                     life.append((connection.state, now(), now()))
                 life[-1] = (*life[-1][:2], now() + LOOK)

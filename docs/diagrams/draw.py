@@ -39,7 +39,12 @@ def yamux() -> str:
         State.RESET: Box(95, 285, 170),
         State.CUT: Box(765, 285, 170),
     }
-    fills = {State.OPEN: OPEN, State.FINISHED: OVER, State.RESET: CUT, State.CUT: CUT}
+    fills = {
+        State.OPEN: OPEN,
+        State.FINISHED: OVER,
+        State.RESET: CUT,
+        State.CUT: CUT,
+    }
     words = {
         Event.FIN_OUT: "we end our direction",
         Event.FIN_IN: "the peer ends its own",
@@ -49,11 +54,17 @@ def yamux() -> str:
     for (source, event), target in TRANSITIONS.items():
         if (source, event) == (State.OPEN, Event.RESET):
             # Past the box of LOCAL_EOF.
-            drawing.arrow(boxes[source], boxes[target], words[event], bend=150, at=0.25)
+            drawing.arrow(
+                boxes[source], boxes[target], words[event], bend=150, at=0.25
+            )
         else:
             drawing.arrow(boxes[source], boxes[target], words[event])
     for state in State:
-        notes = [who for who, may in (("we", state.sends), ("the peer", state.receives)) if may]
+        notes = [
+            who
+            for who, may in (("we", state.sends), ("the peer", state.receives))
+            if may
+        ]
         note = f"{' and '.join(notes)} may send" if notes else "nobody may send"
         drawing.box(boxes[state], state.name, note, fill=fills.get(state, ENDING))
     return str(drawing)
@@ -96,7 +107,9 @@ def pool() -> str:
     drawing = Drawing(900, 510, "The states of a connection in a pool")
     seen = set(pooled.watch())
     if seen != set(arrows):
-        raise AssertionError(f"to be drawn, or not any more: {sorted(seen ^ set(arrows))}")
+        raise AssertionError(
+            f"to be drawn, or not any more: {sorted(seen ^ set(arrows))}"
+        )
     for edge, (words, bend, at) in arrows.items():
         source, target = (boxes[name] for name in edge)
         if edge == ("lent", "lent"):
@@ -119,10 +132,17 @@ def pool() -> str:
 def drain() -> str:
     """Draw what became of each connection of a server that drained."""
     left, scale, row = 190, 46, 34
-    fills = {"idle": "#9bbfe0", "active": "#7fb58a", "closing": "#e4c06a", "forced": "#d98880"}
+    fills = {
+        "idle": "#9bbfe0",
+        "active": "#7fb58a",
+        "closing": "#e4c06a",
+        "forced": "#d98880",
+    }
     report = drained.watch()
     height = 90 + row * len(report.lives)
-    drawing = Drawing(860, height + 60, "A drain with a grace of 10 s and a linger of 1 s")
+    drawing = Drawing(
+        860, height + 60, "A drain with a grace of 10 s and a linger of 1 s"
+    )
 
     def x(time: float) -> float:
         return left + (time + 2) * scale
@@ -156,7 +176,11 @@ def drain() -> str:
     return str(drawing)
 
 
-DIAGRAMS: dict[str, Callable[[], str]] = {"yamux": yamux, "pool": pool, "drain": drain}
+DIAGRAMS: dict[str, Callable[[], str]] = {
+    "yamux": yamux,
+    "pool": pool,
+    "drain": drain,
+}
 
 if __name__ == "__main__":
     for name, draw in DIAGRAMS.items():

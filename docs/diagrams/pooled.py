@@ -64,7 +64,9 @@ class Watching(trio.abc.Instrument):
             self.edges[self.state, "gone"] = None
             self.state = ""
         again = state == self.state == "lent" and now.acquired > self.acquired
-        if (state != self.state or again) and not (state == "gone" and self.state == ""):
+        if (state != self.state or again) and not (
+            state == "gone" and self.state == ""
+        ):
             self.edges[self.state, state] = None
         self.acquired = now.acquired
         self.state = "" if state == "gone" else state
@@ -86,7 +88,9 @@ async def _use(pool: trionet.Pool[Connection], seconds: float = 0) -> None:
 async def _lend_and_give_back(pool: trionet.Pool[Connection]) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_use, pool, 1)
-        nursery.start_soon(_use, pool, 1)  # waits, and gets it straight from the first
+        nursery.start_soon(
+            _use, pool, 1
+        )  # waits, and gets it straight from the first
     await trio.sleep(1)
     await _use(pool)
 
@@ -132,7 +136,9 @@ async def _does_not(_: Connection) -> None:
     raise OSError("it does not")
 
 
-SCENES: list[tuple[Callable[[trionet.Pool[Connection]], Awaitable[None]], dict[str, Any]]] = [
+SCENES: list[
+    tuple[Callable[[trionet.Pool[Connection]], Awaitable[None]], dict[str, Any]]
+] = [
     (_lend_and_give_back, {}),
     (_cancel_while, {}),
     (_discard, {}),

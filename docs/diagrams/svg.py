@@ -22,7 +22,9 @@ class Box:
     width: float = 150
     height: float = 50
 
-    def edge(self, towards: tuple[float, float], gap: float = 3) -> tuple[float, float]:
+    def edge(
+        self, towards: tuple[float, float], gap: float = 3
+    ) -> tuple[float, float]:
         """Where a line from the middle to a point leaves the box."""
         dx, dy = towards[0] - self.x, towards[1] - self.y
         # How far along the line each pair of sides is; the nearer one is met first.
@@ -73,7 +75,9 @@ class Drawing:
             f"text-anchor='{anchor}'{weight}{paper}>{escape(words)}</text>"
         )
 
-    def box(self, box: Box, name: str, note: str = "", *, fill: str = "#e8f0f8") -> None:
+    def box(
+        self, box: Box, name: str, note: str = "", *, fill: str = "#e8f0f8"
+    ) -> None:
         """Draw a state: its name, and what it means."""
         left, top = box.x - box.width / 2, box.y - box.height / 2
         self._parts.append(
@@ -87,11 +91,19 @@ class Drawing:
     def dot(self, x: float, y: float, *, ring: bool = False) -> None:
         """Draw a beginning, or with a ring an end."""
         if ring:
-            self._parts.append(f"<circle cx='{x:g}' cy='{y:g}' r='10' fill='none' stroke='{INK}'/>")
+            self._parts.append(
+                f"<circle cx='{x:g}' cy='{y:g}' r='10' fill='none' stroke='{INK}'/>"
+            )
         self._parts.append(f"<circle cx='{x:g}' cy='{y:g}' r='6' fill='{INK}'/>")
 
     def arrow(
-        self, source: Box, target: Box, words: str = "", *, bend: float = 0, at: float = 0.5
+        self,
+        source: Box,
+        target: Box,
+        words: str = "",
+        *,
+        bend: float = 0,
+        at: float = 0.5,
     ) -> None:
         """Draw an arrow; ``bend`` pushes its middle to the left, seen along it.
 
@@ -116,7 +128,9 @@ class Drawing:
         lines = words.split("|") if words else []
         for number, line in enumerate(lines):
             top = y + 4 - 14 * (len(lines) - 1) / 2
-            self.text(round(x, 1), round(top + 14 * number, 1), line, size=12, halo=True)
+            self.text(
+                round(x, 1), round(top + 14 * number, 1), line, size=12, halo=True
+            )
 
     def loop(self, box: Box, words: str) -> None:
         """Draw an arrow from a box back to itself, on its right."""
@@ -136,7 +150,9 @@ class Drawing:
             f"fill='{fill}'/>"
         )
 
-    def line(self, x1: float, y1: float, x2: float, y2: float, *, dashed: bool = False) -> None:
+    def line(
+        self, x1: float, y1: float, x2: float, y2: float, *, dashed: bool = False
+    ) -> None:
         """Draw a straight line."""
         dashes = " stroke-dasharray='4 4'" if dashed else ""
         self._parts.append(
