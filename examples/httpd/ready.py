@@ -35,11 +35,13 @@ class ReadyAnswers:
       recall: returns the request that came in these very bytes, and its answer, or None.
     """
 
-    __slots__ = ("_by_head", "_by_target", "find", "recall")
+    __slots__ = ("_by_head", "_by_target", "_seen", "find", "recall")
 
     def __init__(self) -> None:
         self._by_target: dict[bytes, Prepared] = {}
         self._by_head: dict[bytes, tuple[Request, Prepared]] = {}
+        # The hashes of heads that came once: most never come again, and are not worth more.
+        self._seen: set[int] = set()
         # Asked for every request, so a dictionary's own method.
         self.find: Callable[[bytes], Prepared | None] = self._by_target.get
         self.recall: Callable[[bytes], tuple[Request, Prepared] | None] = self._by_head.get
@@ -53,9 +55,16 @@ class ReadyAnswers:
         self._by_target[target] = prepared
 
     def remember(self, head: bytes, request: Request, prepared: Prepared) -> None:
-        """Keep an answer for ``head``, which is ``request`` and nothing else."""
+        """Keep an answer for ``head``, which is ``request`` and nothing else, if it came before."""
         # What follows the empty line, if only the half of another, is no part of the request.
         if len(head) > MAX_HEAD or not head.endswith(b"\r\n\r\n"):
+            return
+        seen = self._seen
+        # That two have one hash costs a place and no more.
+        if hash(head) not in seen:
+            if len(seen) >= MAX_READY:
+                seen.clear()
+            seen.add(hash(head))
             return
         if len(self._by_head) >= MAX_READY:
             self._by_head.clear()
