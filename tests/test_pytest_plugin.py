@@ -6,6 +6,7 @@ import re
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+from xml.etree import ElementTree
 
 import pytest
 import trustme  # noqa: F401 - before runs in this process, which forget what they import
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SETTINGS = """
 [pytest]
 filterwarnings = error
-addopts = --strict-markers --strict-config -p trionet.pytest_plugin -p no:cacheprovider
+addopts = --strict-markers --strict-config -p trionet.pytest_plugin
 """
 HEAD = """
 import random, time
@@ -601,8 +602,8 @@ def test_a_failure_shows_the_trace_and_open_sockets(run: Run) -> None:
             "seed 0, virtual time 0 s, *",
             "The last events of * on the network:",
             "* sent tcp#1 DATA server(10.*:7) > localhost(*2 bytes*",
-            "Open sockets, when it failed:",
-            "  <virtual tcp socket * of server, listening*",
+            "What was open when it failed:",
+            "  server *tcp * 0.0.0.0:7 * LISTEN",
             'To repeat it: pytest "test_it.py::test_an_echo" --net-seed=0',
         ]
     )
@@ -622,11 +623,49 @@ def test_a_deadlock_shows_the_sockets_of_its_moment(run: Run) -> None:
     result.stdout.fnmatch_lines(
         [
             "*Deadlock: nothing can happen*",
-            "Open sockets, when it failed:",
-            "  <virtual tcp socket * of localhost, <Connection *",
-            "  <virtual tcp socket * of server, <Connection *",
+            "What was open when it failed:",
+            "  localhost *tcp * 10.0.0.1:32768 * 10.0.0.2:7 * ESTABLISHED",
+            "  server *tcp * 0.0.0.0:7 * LISTEN",
+            "  server *tcp * 10.0.0.2:7 * 10.0.0.1:32768 * ESTABLISHED",
         ]
     )
+
+
+def test_a_failure_leaves_a_picture_and_a_capture(run: Run, pytester: pytest.Pytester) -> None:
+    result = run(ECHO.replace('== b"hi"', '== b"ho"'))
+
+    files = pytester.path / ".pytest_cache" / "d" / "trionet"
+    stem = "test_it.py_test_an_echo"
+    result.stdout.fnmatch_lines(
+        [
+            f"Its end as a picture: {files}/{stem}.svg",
+            f"All of it for Wireshark: {files}/{stem}.pcapng",
+        ]
+    )
+    picture = ElementTree.parse(files / f"{stem}.svg").getroot()
+    assert {"localhost", "server"} <= set(picture.itertext())
+    # The magic number of pcapng's section header.
+    assert (files / f"{stem}.pcapng").read_bytes()[:4] == b"\x0a\x0d\x0d\x0a"
+
+
+def test_a_picture_that_cannot_be_written_is_no_second_failure(
+    run: Run, pytester: pytest.Pytester
+) -> None:
+    (pytester.path / ".pytest_cache" / "d" / "trionet" / "test_it.py_test_an_echo.svg").mkdir(
+        parents=True
+    )
+    result = run(ECHO.replace('== b"hi"', '== b"ho"'))
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["There is no picture and no capture: *"])
+
+
+def test_pytest_html_shows_the_picture(run_apart: Run, pytester: pytest.Pytester) -> None:
+    pytest.importorskip("pytest_html")
+    result = run_apart(ECHO.replace('== b"hi"', '== b"ho"'), "--html=report.html")
+
+    result.assert_outcomes(failed=1)
+    assert "&lt;svg" in (pytester.path / "report.html").read_text()
 
 
 def test_a_synchronous_test_cannot_have_a_network(run: Run) -> None:

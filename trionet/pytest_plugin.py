@@ -5,9 +5,9 @@ program, on a `VirtualNetwork` of its own::
 
     async def test_an_echo(net, nursery):
         await nursery.start(net.host("server").run, trio.serve_tcp, echo, 7)
-        stream = await trio.open_tcp_stream("server", 7)
-        await stream.send_all(b"hi")
-        assert await stream.receive_some() == b"hi"
+        async with await trio.open_tcp_stream("server", 7) as stream:
+            await stream.send_all(b"hi")
+            assert await stream.receive_some() == b"hi"
 
 
     @pytest.mark.seeds(200)
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -70,12 +71,12 @@ class _Story:
     net: VirtualNetwork | None = None
     simulation: Simulation | None = None
     # Of the moment of failure: by the time of the report everything is closed.
-    sockets: list[str] = field(default_factory=list)
+    netstat: list[str] = field(default_factory=list)
 
     def look(self) -> None:
         """Take down what is open, the first time that something goes wrong."""
-        if self.net is not None and not self.sockets:
-            self.sockets = _open_sockets(self.net)
+        if self.net is not None and not self.netstat:
+            self.netstat = [str(line) for line in self.net.netstat()]
 
 
 _STORY: Final = pytest.StashKey[_Story]()
@@ -249,12 +250,8 @@ def _checked(clock: trio.abc.Clock | None) -> MockClock | None:
 async def _on_network(net: VirtualNetwork, test: Callable[[], Awaitable[object]]) -> None:
     await test()
     # All fixtures are done with, too.
-    if left := _open_sockets(net):
-        pytest.fail("sockets were left open:\n" + "\n".join(left), pytrace=False)
-
-
-def _open_sockets(net: VirtualNetwork) -> list[str]:
-    return [repr(sock) for host in net.hosts for sock in host.stack.sockets.values()]
+    if leaks := net.leaks():
+        pytest.fail("sockets were left open:\n" + "\n".join(leaks), pytrace=False)
 
 
 # Telling
@@ -269,17 +266,37 @@ def pytest_runtest_makereport(
     story = item.stash.get(_STORY, None)
     if report.failed and story is not None and story.simulation is not None:
         report.sections.append(("trionet", _tell(item, story, story.simulation)))
+        if item.config.pluginmanager.hasplugin("html") and story.net and story.simulation.traces:
+            # What pytest-html puts beside the text.
+            from pytest_html import extras
+
+            picture = extras.html(story.net.sequence_svg())
+            report.extras = [*getattr(report, "extras", ()), picture]  # type: ignore[attr-defined]
     return report
 
 
 def _tell(item: pytest.Item, story: _Story, simulation: Simulation) -> str:
-    parts = [
-        simulation.report(LAST_EVENTS),
-        *(["Open sockets, when it failed:"] if story.sockets else []),
-        *(f"  {sock}" for sock in story.sockets),
-        f'To repeat it: pytest "{item.nodeid}" --net-seed={simulation.seed}',
-    ]
+    parts = [simulation.report(LAST_EVENTS)]
+    if story.netstat:
+        parts += ["What was open when it failed:", *(f"  {line}" for line in story.netstat)]
+    if story.net is not None and simulation.traces:
+        parts.append(_draw(item, story.net))
+    parts.append(f'To repeat it: pytest "{item.nodeid}" --net-seed={simulation.seed}')
     return "\n".join(parts)
+
+
+def _draw(item: pytest.Item, net: VirtualNetwork) -> str:
+    cache = getattr(item.config, "cache", None)
+    if cache is None:
+        return "For a picture and a capture of it, leave pytest its cacheprovider."
+    stem = cache.mkdir("trionet") / re.sub(r"[^\w.-]+", "_", item.nodeid)
+    picture, capture = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.pcapng")
+    try:
+        picture.write_text(net.sequence_svg(), encoding="utf-8")
+        net.write_pcap(capture)
+    except OSError as exc:
+        return f"There is no picture and no capture: {exc}"
+    return f"Its end as a picture: {picture}\nAll of it for Wireshark: {capture}"
 
 
 # Fixtures
