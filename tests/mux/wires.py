@@ -117,6 +117,7 @@ class Exchange:
         self.dialling = 0
         self.dialled_at: list[float] = []
         self.most = 0
+        self.made_by_hand = 0
         self.fail: Exception | None = None
         self.on_connect: Callable[[Wire], object] | None = None
 
@@ -131,10 +132,14 @@ class Exchange:
             self.dialling -= 1
         if self.fail is not None:
             raise self.fail
-        return self.make()
+        return self._make()
 
     def make(self) -> Wire:
         """Make a wire at once, for who hands it over himself."""
+        self.made_by_hand += 1
+        return self._make()
+
+    def _make(self) -> Wire:
         wire = Wire(len(self.wires), self.buffer_size)
         self.wires.append(wire)
         self._count()
