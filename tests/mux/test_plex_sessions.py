@@ -247,6 +247,11 @@ async def test_a_session_that_breaks_is_replaced_and_its_streams_say_so(farm: Fa
             await stream.receive_some()
         async with await plex.open_stream() as other:
             await echo(other)
+        # Also when the session has been closed for it.
+        await wait_all_tasks_blocked()
+        assert plex.statistics().size == 1
+        with pytest.raises(trionet.SessionBrokenError):
+            await stream.send_all(b"x")
         await stream.aclose()
 
     assert log.kinds == ["connected", "lost", "connected", "healed"]

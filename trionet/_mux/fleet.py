@@ -136,7 +136,12 @@ class Fleet(Generic[T]):
       added, lost, healed, scaled_up, scaled_down: counts, as in `MultiplexerStatistics`.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[T]] | None, plan: Plan) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[T]] | None,
+        plan: Plan,
+        close: Callable[[T], Awaitable[object]] | None = None,
+    ) -> None:
         self.plan = plan
         self.lifecycle = Lifecycle(lambda: (self,), what="a multiplexer", grace=0)
         settings: SupplySettings[T] = SupplySettings(
@@ -146,7 +151,7 @@ class Fleet(Generic[T]):
             idle_timeout=None if connect is None else plan.idle_timeout,
             lifetime=None,
             check_after=0.0,
-            close=None,
+            close=close,
         )
         self.supply: Supply[T] = Supply(
             connect, settings, limit=plan.capacity, alarm=self.lifecycle.alarm

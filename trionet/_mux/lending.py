@@ -607,4 +607,7 @@ def _find_probe(entry: Entry[trio.abc.Stream]) -> Callable[[], bool] | None:
         return None
     if isinstance(entry.resource, Stream):
         return entry.resource.peer_closed
-    return None if entry.socket is None else find_hangup_probe(entry.socket)
+    # Where its socket cannot be watched, it cannot be asked either: it may be a virtual one.
+    if entry.watched_idle and entry.socket is not None:
+        return find_hangup_probe(entry.socket)
+    return None

@@ -15,7 +15,7 @@ from .duplex import BOTH, READ, WRITE
 from .fleet import Fleet, MultiplexerEvent, Plan
 from .lending import Switchboard
 from .loan import Loan
-from .sessions import Sessions
+from .sessions import Sessions, close_session
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -174,7 +174,7 @@ class Multiplexer:
             self._board = self._fleet.usage = Switchboard(self._fleet)
         else:
             self._sessions = Sessions(connect, mux)
-            self._fleet = Fleet(connect and self._sessions.connect, plan)
+            self._fleet = Fleet(connect and self._sessions.connect, plan, close_session)
             self._sessions.attach(self._fleet)
 
     def __repr__(self) -> str:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..yamux import MuxConfig
     from .fleet import Fleet
 
-__all__ = ("Opening", "Sessions")
+__all__ = ("Opening", "Sessions", "close_session")
 
 
 @final
@@ -279,6 +279,17 @@ class Sessions:
     def streams(self) -> int:
         """How many streams are open on all sessions, those that drain included."""
         return sum(session._driver.core.outbound for session in self._entries)
+
+
+async def close_session(session: MuxSession) -> None:
+    """Close a session. One that broke ends by itself, and its streams go on saying why.
+
+    If cancelled, its carrier is closed forcefully.
+    """
+    if session._driver.core.failure is None:
+        await session.aclose()
+    else:
+        await session._driver.done.wait()
 
 
 def _is_closer(core: yamux.Session, other: yamux.Session | None) -> bool:
