@@ -29,6 +29,7 @@ import trio
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
+from tests.pool.moves import Moves
 from tests.pool.stage import (
     BACKOFF_FIRST,
     BACKOFF_MAXIMUM,
@@ -36,7 +37,6 @@ from tests.pool.stage import (
     Client,
     Connection,
     Dial,
-    Stage,
     lent_by,
     look_at_states,
 )
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from trionet._pool.supply import Supply
 
 
-class PoolMachine(Stage):
+class PoolMachine(Moves):
     """See the note on top."""
 
     pool: Pool[Connection]
@@ -187,20 +187,6 @@ class PoolMachine(Stage):
         """Somebody comes."""
         self.move(lambda: self.acquire_task(timeout))
 
-    @precondition(lambda self: self.in_state("waiting") or self.in_state("holding"))
-    @rule(which=st.integers(0, 9))
-    def cancel(self, which: int) -> None:
-        """Somebody who waits or holds is cancelled."""
-        active = self.in_state("waiting") + self.in_state("holding")
-        self.move(active[which % len(active)].scope.cancel)
-
-    @precondition(lambda self: self.in_state("holding"))
-    @rule(which=st.integers(0, 9), what=st.sampled_from(["release"] * 3 + ["raise", "discard"]))
-    def let_go(self, which: int, what: str) -> None:
-        """A body ends."""
-        holding = self.in_state("holding")
-        self.move(lambda: holding[which % len(holding)].tell(what))
-
     @precondition(lambda self: self.in_state("holding"))
     @rule()
     def put_inside(self) -> None:
@@ -256,41 +242,6 @@ class PoolMachine(Stage):
                     self.wrong(f"6: the pool took {what!r}, which nobody had")
 
         self.move(action)
-
-    @precondition(lambda self: self.pending)
-    @rule(which=st.integers(0, 3), well=st.sampled_from([True, True, True, False]))
-    def answer(self, which: int, well: bool) -> None:
-        """The peer answers a dial, or refuses it."""
-        dial = self.pending[which % len(self.pending)]
-        dial.error = None if well else OSError("refused")
-        self.move(dial.decided.set)
-
-    @precondition(lambda self: self.idle())
-    @rule(which=st.integers(0, 3))
-    def die(self, which: int) -> None:
-        """The peer of a connection goes away."""
-        idle = self.idle()
-
-        def action() -> None:
-            idle[which % len(idle)].dead = True
-
-        self.move(action)
-
-    @precondition(lambda self: any(not c.closing for c in self.made))
-    @rule(which=st.integers(0, 3), mood=st.sampled_from(["well", "ill", "mute"]))
-    def sicken(self, which: int, mood: str) -> None:
-        """The peer of a connection will answer badly, or not at all."""
-        alive = [c for c in self.made if not c.closing]
-
-        def action() -> None:
-            alive[which % len(alive)].mood = mood
-
-        self.move(action)
-
-    @rule(seconds=st.sampled_from([0.01, 0.5, 0.6, 2.0, 3.0, 5.0, 9.5, 10.0, 28.0, 40.0]))
-    def advance(self, seconds: float) -> None:
-        """Time passes."""
-        self.move(lambda: self.jump(seconds))
 
     @rule(max_size=st.integers(1, 5))
     def resize(self, max_size: int) -> None:

@@ -124,8 +124,8 @@ MUTANTS = (
         9,
         "lend a connection that is known to be dead",
         "supply.py",
-        "if entry.probe is not None and entry.is_dead():",
-        "if entry.probe is None:",
+        "            if entry.doubtful and entry.is_dead():",
+        "            if entry.doubtful and not entry.key:",
     ),
     Mutant(
         9,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from trionet import Pool
 
 
 class FakeConnection:
@@ -90,3 +92,11 @@ class FakePeer:
         """Restart: every connection made so far is dead."""
         for connection in self.made:
             connection.dead = True
+
+
+async def hold(pool: Pool[FakeConnection], seconds: float, log: list[Any] | None = None) -> None:
+    """Be a user: acquire, and hold for some time."""
+    async with pool.acquire() as connection:
+        if log is not None:
+            log.append((trio.current_time(), connection.number))
+        await trio.sleep(seconds)

@@ -1,4 +1,4 @@
-"""What the machines of this room have in common: a run of trio, connections, users, and an end.
+"""What the machines of this room stand on: a run of trio, connections that count, and users.
 
 A `Stage` runs trio in a thread, under a clock that stands still, and makes one move at a time.
 After each move it lets every task run until all are blocked, and then looks at everything.
@@ -14,7 +14,7 @@ import trio
 from hypothesis.stateful import RuleBasedStateMachine
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trionet import LeaseError, PoolClosedError, PoolError
+from trionet import LeaseError, PoolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,8 +164,12 @@ class Stage(RuleBasedStateMachine):
         """Return what a client is to enter."""
         raise NotImplementedError
 
+    def idle(self) -> list[Connection]:
+        """List what lies idle."""
+        raise NotImplementedError
+
     def put_back(self) -> None:
-        """Give back what is held by nobody in particular."""
+        """Give back what nobody in particular holds."""
 
     def crowd(self) -> None:
         """Start more clients than can be served."""
@@ -314,75 +318,6 @@ class Stage(RuleBasedStateMachine):
                 assert client.state == "done", "11: ignored"
                 caught = client.scope.cancelled_caught
                 assert caught or client.error is not None or client.order.is_set(), "11: swallowed"
-
-    # The end
-
-    def teardown(self) -> None:
-        """Let everybody have a turn, then end the pool in one of the four ways."""
-        try:
-            if not self.failed_move:
-                self.everybody_gets_a_turn()
-                self.the_end()
-        finally:
-            trio.from_thread.run_sync(self.over.set, trio_token=self.token)
-            self.thread.join()
-
-    def be_generous(self) -> None:
-        """Answer every dial, give back what is held, and let time pass."""
-        for connection in self.made:
-            connection.mood = "well"
-        for dial in self.pending:
-            dial.decided.set()
-        for client in self.in_state("holding"):
-            client.tell("release")
-        self.put_back()
-        self.jump(1.0)
-
-    def everybody_gets_a_turn(self) -> None:
-        """Invariant 15."""
-        for _ in range(40):
-            self.move(self.be_generous, single=False)
-            if not self.in_state("waiting"):
-                break
-        assert not self.in_state("waiting"), "15: somebody waits for ever"
-        self.move(self.acquire_task)
-        last = self.clients[-1]
-        for _ in range(12):
-            self.move(self.be_generous, single=False)
-        assert last.state == "done"
-        assert last.connection is not None, "15: nobody can be served any more"
-
-    def the_end(self) -> None:
-        """Invariant 12."""
-
-        def more_than_can_be_served() -> None:
-            self.crowd()
-            for dial in self.pending:
-                dial.decided.set()
-
-        self.move(more_than_can_be_served, single=False)
-
-        def leave() -> None:
-            self.ending = True
-            self.leave.set()
-            if self.end == "cancel":
-                self.block_scope.cancel()
-
-        self.move(leave, single=False)
-        assert not self.in_state("waiting"), "12: somebody waits in a closed pool"
-        if self.end == "normal":
-            for client in self.in_state("holding"):
-                self.move(partial(client.tell, "release"), single=False)
-        for _ in range(8):
-            self.move(lambda: self.jump(1.0), single=False)
-        assert self.left, "12: the block does not end"
-        assert all(connection.gone for connection in self.made), "12: something is open"
-        assert not self.pool.statistics().size, "12: a slot is taken"
-        for client in self.in_state("holding"):
-            self.move(partial(client.tell, "release"), single=False)
-        self.move(self.acquire_task)
-        assert isinstance(self.clients[-1].error, PoolClosedError), "12: it lends after the end"
-        assert not any(client.state != "done" for client in self.clients)
 
 
 def lent_by(lender: Any) -> set[Connection]:

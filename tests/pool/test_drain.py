@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.pool.peer import FakeConnection, FakePeer
+from tests.pool.peer import FakeConnection, FakePeer, hold
 from trionet import (
     Pool,
     PoolClosedError,
 )
-
-
-async def hold(pool: Pool[FakeConnection], seconds: float, log: list[Any] | None = None) -> None:
-    """Acquire, and hold for some time."""
-    async with pool.acquire() as connection:
-        if log is not None:
-            log.append((trio.current_time(), connection.number))
-        await trio.sleep(seconds)
-
 
 # The end
 

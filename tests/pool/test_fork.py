@@ -95,3 +95,22 @@ async def test_a_child_leaves_the_block_although_the_parent_s_work_is_under_way(
             os._exit(0)
 
         assert end_of(child) == 0
+
+
+async def test_a_forked_child_has_no_part_in_the_parent_s_connections() -> None:
+    async with Pool(FakePeer().connect, max_size=2) as pool:
+        lent = await pool.get()
+        pool.put(await pool.get())
+        child = fork()
+        if child == 0:
+            try:
+                pool.put(lent)
+                pool.get_nowait()
+            except PoolClosedError:
+                os._exit(0 if not pool.statistics().idle else 2)
+            finally:
+                os._exit(1)
+
+        assert end_of(child) == 0
+        assert pool.statistics().idle == 1
+        pool.put(lent)

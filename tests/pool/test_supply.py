@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.pool.peer import FakeConnection, FakePeer
+from tests.pool.peer import FakeConnection, FakePeer, hold
 from trionet import (
     Backoff,
     Pool,
@@ -21,14 +21,6 @@ from trionet import (
 )
 
 STEADY = Backoff(first=0.5, maximum=2.0, jitter=0)
-
-
-async def hold(pool: Pool[FakeConnection], seconds: float, log: list[Any] | None = None) -> None:
-    """Acquire, and hold for some time."""
-    async with pool.acquire() as connection:
-        if log is not None:
-            log.append((trio.current_time(), connection.number))
-        await trio.sleep(seconds)
 
 
 # Connecting
@@ -59,94 +51,6 @@ async def test_connecting_sees_the_context_of_who_asked() -> None:
         pool.put(await pool.get())
 
     assert seen == ["me"]
-
-
-async def test_only_the_oldest_waiter_hears_of_a_failure_and_pauses_grow(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    peer = FakePeer()
-    peer.fail = OSError("refused")
-    told: list[float] = []
-
-    async def wait() -> None:
-        with pytest.raises(PoolConnectError) as caught:
-            await pool.get()
-        assert caught.value.__cause__ is peer.fail
-        told.append(trio.current_time())
-
-    pool = Pool(peer.connect, max_size=1, backoff=STEADY)
-    async with pool, trio.open_nursery() as nursery:
-        for _ in range(5):
-            nursery.start_soon(wait)
-
-    assert told == [0, 0.5, 1.5, 3.5, 5.5]
-    assert peer.dialled_at == told
-
-
-async def test_a_waiter_is_told_after_as_many_attempts_as_asked_for(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    peer = FakePeer()
-    peer.fail = OSError("refused")
-    backoff = Backoff(first=1, factor=2, maximum=10, jitter=0, attempts=3)
-    async with Pool(peer.connect, max_size=3, backoff=backoff) as pool:
-        with pytest.raises(PoolConnectError, match="3 times in a row: OSError"):
-            await pool.get()
-
-        assert peer.dialled_at == [0, 1, 3]
-
-
-async def test_whoever_comes_after_a_failure_has_all_attempts_before_it_is_told(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    peer = FakePeer()
-    peer.fail = OSError("refused")
-    backoff = Backoff(first=1, factor=2, maximum=10, jitter=0, attempts=3)
-    async with Pool(peer.connect, max_size=3, backoff=backoff) as pool:
-        with pytest.raises(PoolTimeoutError):
-            await pool.get(timeout=1.5)
-        # The pause after the second failure ends at 3 with nobody there.
-        await trio.sleep_until(5)
-        with pytest.raises(PoolConnectError, match="3 times in a row"):
-            await pool.get()
-
-        assert peer.dialled_at == [0, 1, 5, 6, 8]
-
-
-async def test_without_a_limit_it_tries_until_it_works(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    peer = FakePeer()
-    peer.fail = OSError("refused")
-    backoff = Backoff(first=1, factor=1, jitter=0, attempts=None)
-
-    async def heal() -> None:
-        await trio.sleep(99.5)
-        peer.fail = None
-
-    pool = Pool(peer.connect, max_size=3, backoff=backoff)
-    async with pool, trio.open_nursery() as nursery:
-        nursery.start_soon(heal)
-        pool.put(await pool.get())
-
-    assert trio.current_time() == 100
-    assert peer.dials == 101
-
-
-async def test_nobody_dials_in_a_pause_and_a_success_ends_it(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    peer = FakePeer()
-    peer.fail = OSError("refused")
-    async with Pool(peer.connect, max_size=3, backoff=STEADY) as pool:
-        with pytest.raises(PoolConnectError):
-            await pool.get()
-        peer.fail = None
-        connection = await pool.get()
-
-        assert trio.current_time() == 0.5
-        assert pool.statistics().connect_failures == 1
-        pool.put(connection)
 
 
 async def test_a_dial_that_hangs_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
@@ -354,134 +258,7 @@ async def test_expire_closes_idle_ones_now_the_others_when_they_come_back_or_arr
         assert trio.current_time() - start == 2
 
 
-# Check, reset, close
-
-
-class Checked:
-    """A check that remembers whom it looked at."""
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-        self.bad: set[int] = set()
-        self.takes = 0.0
-        self.answer: object = None
-
-    async def __call__(self, connection: FakeConnection) -> object:
-        self.seen.append(connection.number)
-        await trio.sleep(self.takes)
-        if connection.number in self.bad:
-            raise OSError("broken")
-        return self.answer
-
-
-async def test_a_connection_is_checked_unless_it_was_used_just_now(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    check = Checked()
-    async with Pool(FakePeer().connect, max_size=1, check=check) as pool:
-        for pause in (0.4, 0.5, 0.4):
-            await hold(pool, 0)
-            await trio.sleep(pause)
-        await hold(pool, 0)
-
-    assert check.seen == [0]
-
-
-@pytest.mark.parametrize("how", ["raises", "says no"])
-async def test_what_fails_its_check_is_closed_and_the_next_one_tried(
-    how: str, autojump_clock: trio.testing.MockClock
-) -> None:
-    check = Checked()
-    async with Pool(FakePeer().connect, max_size=3, check=check) as pool:
-        connections = [await pool.get() for _ in range(3)]
-        for connection in connections:
-            pool.put(connection)
-        await trio.sleep(1)
-        if how == "raises":
-            check.bad = {2, 1}
-        else:
-            check.answer = False
-        got = await pool.get()
-
-        assert check.seen == [2, 1, 0]
-        assert (got is connections[0]) == (how == "raises")
-        assert connections[1].closed
-        assert connections[2].closed
-        pool.put(got)
-
-
-async def test_a_check_that_hangs_gets_five_seconds(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    check = Checked()
-    check.takes = math.inf
-    async with Pool(FakePeer().connect, max_size=1, check=check) as pool:
-        await hold(pool, 0)
-        await trio.sleep(1)
-        await hold(pool, 0)
-
-        assert trio.current_time() == 6
-        assert pool.statistics().reasons == {"check": 1}
-
-
-async def test_cancelling_who_waits_for_a_check_harms_neither_check_nor_connection(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    check = Checked()
-    async with Pool(FakePeer().connect, max_size=1, check=check) as pool:
-        await hold(pool, 0)
-        await trio.sleep(1)
-        check.takes = 2
-        with trio.move_on_after(1):
-            await pool.get()
-        await trio.sleep(1.2)
-
-        assert pool.statistics().idle == 1
-        assert pool.statistics().connected == 1
-
-
-async def test_get_nowait_does_not_lend_what_it_would_have_to_check(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async with Pool(FakePeer().connect, max_size=1, check=Checked()) as pool:
-        await hold(pool, 0)
-        await trio.sleep(1)
-        with pytest.raises(trio.WouldBlock):
-            pool.get_nowait()
-        await wait_all_tasks_blocked()
-
-        pool.put(pool.get_nowait())
-
-
-async def test_reset_is_not_the_business_of_who_gives_back(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    reset = Checked()
-    reset.takes = 2
-    async with Pool(FakePeer().connect, max_size=1, reset=reset) as pool:
-        await hold(pool, 0)
-        assert trio.current_time() == 0
-        assert pool.statistics().resetting == 1
-        await hold(pool, 0)
-
-        assert trio.current_time() == 2
-        assert pool.statistics().connected == 1
-
-
-@pytest.mark.parametrize("how", ["fails", "hangs"])
-async def test_what_cannot_be_reset_is_closed(
-    how: str, autojump_clock: trio.testing.MockClock
-) -> None:
-    reset = Checked()
-    reset.bad = {0}
-    reset.takes = math.inf if how == "hangs" else 0
-    async with Pool(FakePeer().connect, max_size=1, reset=reset) as pool:
-        await hold(pool, 0)
-        reset.takes = 0 if how == "fails" else math.inf
-        async with pool.acquire() as connection:
-            assert connection.number == 1
-            assert trio.current_time() == (5 if how == "hangs" else 0)
-        reset.takes = 0
+# Closing
 
 
 async def test_a_slot_is_free_only_once_its_connection_is_closed(
