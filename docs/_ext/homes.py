@@ -80,6 +80,8 @@ def autodoc(full_name: str) -> list[str]:
         "   :members:",
         "   :inherited-members: object, int, str, tuple, Enum, Generic, ABC, AsyncResource",
     ]
+    if getattr(thing, "_is_protocol", False):
+        lines.append("   :special-members: __call__")
     # What the docstring lists is documented there.
     listed = attributes(inspect.getdoc(thing) or "")
     if listed:
