@@ -56,7 +56,8 @@ def typing(session: nox.Session) -> None:
 def trio_typing(session: nox.Session) -> None:
     """Prove that an application still carrying trio-typing can use trionet."""
     install(session, extras="[httpx,anyio,prometheus,websocket,hypercorn]")
-    session.install("trio-typing==0.10.0")
+    # pytest for the plugin, which is no module without it.
+    session.install("trio-typing==0.10.0", "pytest>=9")
     modules = [
         ".".join(("trionet", *path.relative_to(HERE / "trionet").with_suffix("").parts))
         for path in sorted((HERE / "trionet").rglob("*.py"))

@@ -59,7 +59,7 @@ def test_names_keep_to_the_conventions() -> None:
     # https://prometheus.io/docs/practices/naming and OpenMetrics: base units in the name, and
     # _total on counters, which prometheus_client adds.
     for metric in Collector().describe():
-        assert re.fullmatch(r"trionet_(server|pool|mux)(_[a-z]+)+", metric.name)
+        assert re.fullmatch(r"trionet_(server|pool|mux|multiplexer)(_[a-z]+)+", metric.name)
         assert not metric.name.endswith("_total")
         assert metric.documentation[0].isupper()
         assert metric.documentation.endswith(".")
@@ -167,6 +167,30 @@ async def test_a_sessions_figures_are_its_statistics(registry: CollectorRegistry
         assert figure("trionet_mux_round_trip_seconds") == statistics.round_trip
 
 
+async def test_a_multiplexers_figures_are_its_statistics(
+    registry: CollectorRegistry, server: trionet.Server
+) -> None:
+    metrics = Collector()
+    registry.register(metrics)
+    connect = partial(trionet.dial, "memb", "echo")
+    async with trionet.Multiplexer(connect, capacity=2) as plex:
+        metrics.add("plex", plex)
+
+        def figure(name: str, **labels: str) -> float | None:
+            return registry.get_sample_value(name, {"multiplexer": "plex", **labels})
+
+        async with plex.writer():
+            assert figure("trionet_multiplexer_halves_lent", kind="send") == 1
+            assert figure("trionet_multiplexer_halves_lent", kind="receive") == 0
+            assert figure("trionet_multiplexer_connections", state="lent") == 1
+        assert figure("trionet_multiplexer_connections", state="idle") == 1
+        assert figure("trionet_multiplexer_connections_max") == 2
+        assert figure("trionet_multiplexer_connections_wanted") == 1
+        assert figure("trionet_multiplexer_leases_total") == 1
+        assert figure("trionet_multiplexer_connects_total", outcome="success") == 1
+        assert figure("trionet_multiplexer_changes_total", event="lost") == 0
+
+
 async def test_two_servers_share_each_name_and_a_pool_may_be_called_like_one(
     registry: CollectorRegistry, server: trionet.Server
 ) -> None:
@@ -192,8 +216,13 @@ async def test_a_strict_parser_takes_every_family(
     registry.register(metrics)
     metrics.add('na"me\n', server)
     near, _far = trionet.memory_stream_pair()
-    async with trionet.Pool(partial(trionet.dial, "memb", "echo"), max_size=1) as pool:
+    connect = partial(trionet.dial, "memb", "echo")
+    async with (
+        trionet.Pool(connect, max_size=1) as pool,
+        trionet.Multiplexer(connect) as plex,
+    ):
         metrics.add("p", pool)
+        metrics.add("m", plex)
         with trio.CancelScope() as scope:
             async with trionet.open_mux(near, role="client") as session:
                 metrics.add("s", session)

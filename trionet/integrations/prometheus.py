@@ -1,4 +1,4 @@
-"""Figures of servers, pools and multiplexed sessions, for Prometheus to collect.
+"""Figures of servers, pools, sessions and multiplexers, for Prometheus to collect.
 
 Needs the extra ``trionet[prometheus]``. Nothing is registered by importing this::
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import trio
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
+from .._mux.multiplexer import Multiplexer
 from .._mux.session import MuxSession
 from .._pool.keyed import KeyedPool
 from .._pool.pool import Pool
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ("Collector",)
 
-Watched = Server | Pool[Any] | KeyedPool[Any, Any] | MuxSession
+Watched = Server | Pool[Any] | KeyedPool[Any, Any] | MuxSession | Multiplexer
 
 
 @final
@@ -169,11 +170,69 @@ MUX: Final = (
         lambda s: {} if s.round_trip is None else {"": s.round_trip},
     ),
 )
+MULTIPLEXER: Final = (
+    _Family(
+        GaugeMetricFamily,
+        "trionet_multiplexer_connections",
+        "Connections, by what they do: leaving ones are lent no more, and still used by somebody.",
+        "state",
+        _by("idle", "lent", "leaving", "connecting", "closing"),
+    ),
+    _gauge("trionet_multiplexer_connections_max", "Connections there may be at most.", "capacity"),
+    _gauge(
+        "trionet_multiplexer_connections_wanted",
+        "Connections there should be: what was lost is being brought back.",
+        "strength",
+    ),
+    _Family(
+        GaugeMetricFamily,
+        "trionet_multiplexer_halves_lent",
+        "Halves of connections that are lent: receive halves, send halves, or both of one.",
+        "kind",
+        _by(receive="readers", send="writers", both="borrowed"),
+    ),
+    _gauge("trionet_multiplexer_streams", "Streams open on the sessions.", "streams"),
+    _gauge("trionet_multiplexer_waiting_tasks", "Tasks that wait for a half.", "waiting"),
+    _counter(
+        "trionet_multiplexer_leases",
+        "How often something was lent, or a stream opened.",
+        "acquired",
+    ),
+    _Family(
+        CounterMetricFamily,
+        "trionet_multiplexer_waits_abandoned",
+        "Tasks that stopped waiting: timed_out (after their own timeout) or cancelled.",
+        "reason",
+        _by("cancelled", "timed_out"),
+    ),
+    _Family(
+        CounterMetricFamily,
+        "trionet_multiplexer_connects",
+        "Attempts to connect that are over, by outcome.",
+        "outcome",
+        _by(success="connected", failure="connect_failures"),
+    ),
+    _Family(
+        CounterMetricFamily,
+        "trionet_multiplexer_changes",
+        "How often the set of connections changed, by what happened.",
+        "event",
+        _by("lost", "healed", "scaled_up", "scaled_down"),
+    ),
+    _Family(
+        CounterMetricFamily,
+        "trionet_multiplexer_connections_closed",
+        "Connections closed, or being closed, by the reason for it.",
+        "reason",
+        lambda s: s.reasons,
+    ),
+)
 # What is watched, under the label that carries its name.
 KINDS: Final[Mapping[str, tuple[tuple[type, ...], Sequence[_Family]]]] = {
     "server": ((Server,), SERVER),
     "pool": ((Pool, KeyedPool), POOL),
     "session": ((MuxSession,), MUX),
+    "multiplexer": ((Multiplexer,), MULTIPLEXER),
 }
 
 
@@ -181,8 +240,8 @@ KINDS: Final[Mapping[str, tuple[tuple[type, ...], Sequence[_Family]]]] = {
 class Collector:
     """What `prometheus_client` collects from: register it, and `add` what shall be watched.
 
-    Each figure has the name that `add` was given as its label ``server``, ``pool`` or
-    ``session``. A `KeyedPool` counts as one pool, whatever keys it has: keys come from outside,
+    Each figure has the name that `add` was given as its label ``server``, ``pool``, ``session`` or
+    ``multiplexer``. A `KeyedPool` counts as one pool, whatever keys it has: keys come from outside,
     and each would be a time series of its own.
 
     It may be collected in another thread, as ``prometheus_client.start_http_server`` does; then
@@ -196,7 +255,7 @@ class Collector:
         self._token: trio.lowlevel.TrioToken | None = None
 
     def add(self, name: str, watched: Watched) -> None:
-        """Watch a server, a pool or a session under ``name``, until `discard`.
+        """Watch a server, a pool, a session or a multiplexer under ``name``, until `discard`.
 
         Call it in the trio run that ``watched`` belongs to; after the end of that run there is
         nothing to collect.
@@ -213,7 +272,8 @@ class Collector:
         )
         if kind is None:
             raise TypeError(
-                f"only a Server, Pool, KeyedPool or MuxSession can be watched, got {watched!r}"
+                "only a Server, Pool, KeyedPool, MuxSession or Multiplexer can be watched, "
+                f"got {watched!r}"
             )
         if (kind, name) in self._watched:
             raise ValueError(f"a {kind} is watched as {name!r} already")
