@@ -273,6 +273,17 @@ async def test_nonsense_is_answered_with_400_and_the_connection_closed(
     assert server.statistics().active == 0
 
 
+async def test_what_a_client_still_sends_is_dropped_so_that_the_answer_is_not_lost(
+    app: App, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await start(nursery, app)
+    async with await trionet.dial("memb", "site") as stream:
+        await stream.send_all(b"nonsense\r\n\r\n" + bytes(100_000))
+        await trio.sleep(0.5)  # of the second that the server lingers
+        await stream.send_all(bytes(10_000))
+        assert (await read_all(stream)).startswith(b"HTTP/1.1 400")
+
+
 async def test_pipelined_requests_are_answered_in_order(app: App, nursery: trio.Nursery) -> None:
     await start(nursery, app)
     async with await trionet.dial("memb", "site") as stream:

@@ -128,7 +128,8 @@ async def open_application(
     drain is the server's.
 
     When the server drains, requests under way are finished; connections without one end at once;
-    websockets are closed with code 1001.
+    websockets are closed with code 1001. As with hypercorn, a client that ends its side counts as
+    gone, whatever it still waits for.
 
     Raises:
       hypercorn.utils.LifespanFailureError: the application says that it cannot start, or stop.
@@ -205,6 +206,8 @@ class _Conversation:
                     await self._protocol.initiate()
                     await self._receive()
                 around.cancel_scope.cancel()
+        # The server may have to read what is left, so that the close does not eat the answer.
+        connection.resume_receive()
 
     async def _receive(self) -> None:
         """Hand everything that comes to the protocol, until there is no more to come."""
