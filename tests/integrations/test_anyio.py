@@ -119,6 +119,8 @@ async def test_two_tasks_at_once_are_busy(nursery: trio.Nursery) -> None:
         await near.receive()
     with pytest.raises(anyio.BusyResourceError, match="writing to"):
         await near.send(b"y")
+    with pytest.raises(anyio.BusyResourceError, match="writing to"):
+        await near.send_eof()
     await far.send_all(b"z")
     assert await far.receive_some(1) == b"m"
     nursery.cancel_scope.cancel()

@@ -37,10 +37,12 @@ FAMILIES: Final = {
 
 
 @contextlib.contextmanager
-def _anyio_exceptions() -> Iterator[None]:
+def _anyio_exceptions(action: str) -> Iterator[None]:
     """Raise anyio's exception of the same name where trio's is raised."""
     try:
         yield
+    except trio.BusyResourceError as exc:
+        raise anyio.BusyResourceError(action) from exc
     except trio.ClosedResourceError as exc:
         raise anyio.ClosedResourceError(str(exc)) from exc
     except trio.BrokenResourceError as exc:
@@ -65,8 +67,6 @@ class ByteStream(anyio.abc.ByteStream):
         if not isinstance(stream, trio.abc.Stream):
             raise TypeError(f"stream must be a trio.abc.Stream, got {stream!r}")
         self.stream: Final = adopt(stream)
-        self._receiving = False
-        self._sending = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self.stream!r}>"
@@ -84,14 +84,8 @@ class ByteStream(anyio.abc.ByteStream):
         """
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be a positive integer, got {max_bytes}")
-        if self._receiving:
-            raise anyio.BusyResourceError("reading from")
-        self._receiving = True
-        try:
-            with _anyio_exceptions():
-                data = await self.stream.receive_some(max_bytes)
-        finally:
-            self._receiving = False
+        with _anyio_exceptions("reading from"):
+            data = await self.stream.receive_some(max_bytes)
         if not data:
             raise anyio.EndOfStream
         return bytes(data)
@@ -104,14 +98,8 @@ class ByteStream(anyio.abc.ByteStream):
           anyio.ClosedResourceError: this stream is closed, or has sent end of file.
           anyio.BusyResourceError: another task is sending.
         """
-        if self._sending:
-            raise anyio.BusyResourceError("writing to")
-        self._sending = True
-        try:
-            with _anyio_exceptions():
-                await self.stream.send_all(item)
-        finally:
-            self._sending = False
+        with _anyio_exceptions("writing to"):
+            await self.stream.send_all(item)
 
     async def send_eof(self) -> None:
         """Say that nothing more will be sent. If cancelled, nothing was said.
@@ -123,7 +111,7 @@ class ByteStream(anyio.abc.ByteStream):
         """
         if not isinstance(self.stream, trio.abc.HalfCloseableStream):
             raise NotImplementedError(f"{self.stream!r} cannot end one direction alone")
-        with _anyio_exceptions():
+        with _anyio_exceptions("writing to"):
             await self.stream.send_eof()
 
     async def aclose(self) -> None:
@@ -205,11 +193,8 @@ class Listener(anyio.abc.Listener[ByteStream]):
           anyio.BusyResourceError: another task is accepting.
           OSError: as the listener inside.
         """
-        try:
-            with _anyio_exceptions():
-                return ByteStream(await self.listener.accept())
-        except trio.BusyResourceError as exc:
-            raise anyio.BusyResourceError("accepting connections from") from exc
+        with _anyio_exceptions("accepting connections from"):
+            return ByteStream(await self.listener.accept())
 
     async def serve(
         self,
