@@ -115,7 +115,7 @@ def test_every_block_says_what_it_is_in(page: Path) -> None:
 # Diagrams
 
 
-@pytest.mark.parametrize("name", ["yamux", "pool", "drain"])
+@pytest.mark.parametrize("name", ["yamux", "pool", "drain", "cable"])
 def test_a_diagram_is_what_the_code_draws(name: str) -> None:
     folder = DOCS / "diagrams"
     program = (

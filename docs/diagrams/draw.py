@@ -2,8 +2,8 @@
 
 The states of a yamux stream come from its table of transitions. Those of a pool's connection come
 from watching a pool do everything it does. The timeline of a drain comes from a server that drains
-in virtual time. Only where the boxes stand, and the words beside the arrows, are ours; a test draws
-again and compares.
+in virtual time, and the picture of a cut cable from the virtual network. Only where the boxes
+stand, and the words beside the arrows, are ours; a test draws again and compares.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 
+import cable  # noqa: E402
 import drained  # noqa: E402
 import pooled  # noqa: E402
 from svg import Box, Drawing  # noqa: E402
@@ -180,6 +181,7 @@ DIAGRAMS: dict[str, Callable[[], str]] = {
     "yamux": yamux,
     "pool": pool,
     "drain": drain,
+    "cable": cable.watch,
 }
 
 if __name__ == "__main__":
