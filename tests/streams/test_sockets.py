@@ -107,10 +107,10 @@ async def test_a_port_that_is_taken_in_the_second_family_is_tried_again(
     real = system._listen_one
     refusals = iter([False, True, False, False])
 
-    def unlucky(family: int, name: Any, options: Any, backlog: Any) -> Any:
+    def unlucky(family: int, name: Any, **settings: Any) -> Any:
         if next(refusals):
             raise OSError(errno.EADDRINUSE, "taken")
-        return real(family, name, options, backlog)
+        return real(family, name, **settings)
 
     monkeypatch.setattr(system, "_listen_one", unlucky)
     listeners = await trionet.listen("tcp", ":0")
