@@ -31,6 +31,7 @@ myst_heading_anchors = 3
 
 autoclass_content = "both"
 autodoc_class_signature = "mixed"
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
