@@ -78,6 +78,14 @@ class Inbox(Pipe):
         if self._receiver is not None:
             self._wake_receiver(outcome.Error(self._broken_error()))
 
+    def take_more(self, limit: int) -> bytes:
+        """Return more of what is unread, at most ``limit`` bytes of it."""
+        parts = []
+        while limit and self.unread:
+            parts.append(self._take(limit))
+            limit -= len(parts[-1])
+        return b"".join(parts)
+
     def put_back(self, data: bytes) -> None:
         """Take ``data``, received last, for unread again."""
         if self._offset:

@@ -194,7 +194,9 @@ class VirtualSocket(SocketType):
             self.bind_path(self.path_of(address))
             return
         ip, port = await self.resolve(address, local=True)
-        if self.binding is not None:
+        # In the order in which Linux looks.
+        self.stack.check_owns(ip)
+        if self._is_bound():
             raise failure(errno.EINVAL, "the socket is bound already")
         self.take_address(ip, port)
 
@@ -213,6 +215,9 @@ class VirtualSocket(SocketType):
         self.binding = binding
 
     # For those below
+
+    def _is_bound(self) -> bool:
+        return self.binding is not None
 
     def _state(self) -> str:
         return "open"

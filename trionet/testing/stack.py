@@ -194,8 +194,7 @@ class Stack:
         Raises:
           OSError: EADDRNOTAVAIL, EADDRINUSE.
         """
-        if not is_wildcard(binding.ip) and not self.owns(binding.ip):
-            raise failure(errno.EADDRNOTAVAIL, f"{self.name} does not have {binding.ip}")
+        self.check_owns(binding.ip)
         if binding.port == 0:
             binding.port = self._free_port(binding.protocol)
         else:
@@ -204,6 +203,11 @@ class Stack:
                     where = f"{self.name}, {binding.ip} port {binding.port}"
                     raise failure(errno.EADDRINUSE, where)
         self.keep(binding)
+
+    def check_owns(self, ip: str) -> None:
+        """Raise EADDRNOTAVAIL if this host does not have an address."""
+        if not is_wildcard(ip) and not self.owns(ip):
+            raise failure(errno.EADDRNOTAVAIL, f"{self.name} does not have {ip}")
 
     def keep(self, binding: Binding) -> None:
         """Note an address in use, whatever else is there."""

@@ -43,7 +43,17 @@ class StreamSocket(VirtualSocket):
         self._path: str | None = None
         self._is_accepted = False
         self._shut_read = False
+        # Linux has how a connect() that did not wait ended told by the next one: until then a
+        # connection is not made, nor a failed one over. trio asks another way.
+        self._unasked = False
+        # The last attempt to connect failed, from this address.
+        self._failed_from: tuple[str, int] | None = None
+        # For who waits until a listening socket can be written to: when it does not listen.
+        self._deaf = trio.Event()
         super().__init__(stack, family, proto)
+
+    def _is_bound(self) -> bool:
+        return self.end is not None or super()._is_bound()
 
     def _state(self) -> str:
         if self.backlog is not None:
@@ -78,6 +88,8 @@ class StreamSocket(VirtualSocket):
             return self._unix_name(self._path or "")
         if self.end is not None:
             return self.named(self.end.local.ip, self.end.local.port)
+        if self._failed_from is not None and self.binding is None:
+            return self.named(*self._failed_from)
         return super().getsockname()
 
     def getpeername(self) -> Any:
@@ -122,14 +134,22 @@ class StreamSocket(VirtualSocket):
             self.close()
             raise
         except OSError:
-            # As Linux has it, another attempt may follow.
+            # Another attempt may follow, once connect() has told of this one.
             if self.end is not None and self.end.broken:
-                self.end, self.binding = None, None
+                self._failed_from = self.end.local.ip, self.end.local.port
+                self.end = self.binding = None
             raise
 
     def _connect_tcp(self, ip: str, port: int) -> Connection:
         self.check_open()
         self.stack.check("connect")
+        if self._unasked:
+            self._unasked = False
+            if self.end is not None and not (self.end.broken or self.end.finished):
+                return self.end
+            code = 0 if self.end is None else self.end.take_error()
+            self.end = self.binding = None
+            raise failure(code or errno.ECONNABORTED)
         if self.backlog is not None or self.end is not None:
             raise failure(errno.EISCONN)
         if port == 0:
@@ -145,13 +165,15 @@ class StreamSocket(VirtualSocket):
         assert binding is not None
         if not is_wildcard(binding.ip):
             source = binding.ip
-        return stack.open(
+        connection = stack.open(
             Endpoint(stack.name, source, binding.port),
             Endpoint(target.name, ip, port),
             target,
             self.options.sizes,
             binding,
         )
+        self._unasked = True
+        return connection
 
     def _connect_path(self, path: str) -> Connection:
         stack = self.stack
@@ -177,8 +199,8 @@ class StreamSocket(VirtualSocket):
         if self.backlog is not None:
             self.backlog.limit = limit
             return
-        if self.end is not None:
-            raise failure(errno.EINVAL, "the socket is connected")
+        if self.end is not None or self._unasked:
+            raise failure(errno.EINVAL, "the socket is connected, or was to be")
         made = Backlog(limit, self.options.sizes)
         if self.family == UNIX:
             if self._path is None:
@@ -244,7 +266,8 @@ class StreamSocket(VirtualSocket):
     def is_readable(self) -> bool:
         """Whether a receive or accept would not wait."""
         if self._closed:
-            return False
+            # As trio's own, which asks poll().
+            raise ValueError("file descriptor cannot be a negative integer (-1)")
         if self.backlog is not None:
             return len(self.backlog) > 0
         if self.end is None:
@@ -261,9 +284,15 @@ class StreamSocket(VirtualSocket):
         size = checked_size(buflen)
         if flags & ~(PEEK | HARMLESS):
             raise failure(errno.EOPNOTSUPP, f"flags {flags:#x}")
+        # Python does not ask the kernel for nothing. A connection that failed has ended, and so has
+        # one that was shut down before it was made.
+        ended = self._shut_read or self._failed_from is not None
+        if size == 0 or (ended and self.end is None and self.backlog is None and not self._closed):
+            await checkpoint()
+            return b""
         end = self._receiving()
         inbox = end.inbox
-        if size == 0 or (self._shut_read and not inbox.unread):
+        if self._shut_read and not inbox.unread and not end.error:
             await checkpoint()
             return b""
         if self.stack.short_reads:
@@ -271,11 +300,14 @@ class StreamSocket(VirtualSocket):
         try:
             data = await inbox.receive(size)
         except trio.BrokenResourceError:
-            code = end.take_error()
+            # Linux: after end of file, the error is for who sends.
+            code = 0 if inbox.send_closed else end.take_error()
             if code:
                 raise failure(code) from None
             await cancel_shielded_checkpoint()
             return b""
+        if inbox.unread and len(data) < size:
+            data += inbox.take_more(size - len(data))
         if flags & PEEK and data:
             inbox.put_back(data)
         return data
@@ -373,6 +405,12 @@ class StreamSocket(VirtualSocket):
     async def wait_writable(self) -> None:
         """Wait until a send would not wait."""
         self.check_open()
+        if self.backlog is not None:
+            # Linux: it never can be.
+            await self._deaf.wait()
+            if self._closed:
+                raise trio.ClosedResourceError("another task closed this socket")
+            return
         end = self.end
         if end is None or end.broken or end.send_closed or end.receive_closed or end.writable:
             await checkpoint()
@@ -408,12 +446,15 @@ class StreamSocket(VirtualSocket):
             if flag != socket.SHUT_WR:
                 self._stop_listening()
             return
+        self._unasked = False
+        if self.end is None and flag != socket.SHUT_WR:
+            self._shut_read = True
         end = self._connected()
         if flag != socket.SHUT_RD:
             self._sent_eof = True
             end.close_send()
         if flag != socket.SHUT_WR:
-            self._shut_read = True
+            self._shut_read = end.deaf = True
             end.inbox.end_wait()
 
     def let_go(self) -> None:
@@ -448,6 +489,8 @@ class StreamSocket(VirtualSocket):
         self._give_up_path()
         self.backlog.close()
         self.backlog = None
+        self._deaf.set()
+        self._deaf = trio.Event()
         if self.binding is not None:
             self.binding.backlog = None
 
@@ -480,6 +523,9 @@ class StreamSocket(VirtualSocket):
         self.check_open()
         end = self.end
         if end is None or not end.is_open or end.broken:
+            raise failure(errno.ENOTCONN)
+        if end.finished and self.family != UNIX:
+            # Linux: nothing is left of it but the socket.
             raise failure(errno.ENOTCONN)
         return end
 

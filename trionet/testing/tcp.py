@@ -39,6 +39,7 @@ class Connection(End):
       user_timeout: seconds that something sent may stay unanswered (RFC 5482), or None.
       keepalive: (idle, interval, count), or None; see `watch`.
       on_over: called once, when there is nothing left to do here.
+      deaf: shut down for receiving.
     """
 
     __slots__ = (
@@ -49,6 +50,7 @@ class Connection(End):
         "_over",
         "_since",
         "backlog",
+        "deaf",
         "keepalive",
         "on_over",
         "state",
@@ -84,6 +86,7 @@ class Connection(End):
         self.user_timeout: float | None = None
         self.keepalive: tuple[float, float, int] | None = None
         self.on_over = on_over
+        self.deaf = False
         self._over = False
         self._opener: trio.lowlevel.Task | None = None
         # When something first went unanswered, since the last progress.
@@ -137,6 +140,13 @@ class Connection(End):
             code = self.take_error()
             # OSError() picks the subclass: ConnectionRefusedError, TimeoutError, ...
             raise OSError(code, f"{os.strerror(code)}: {self.remote}")
+
+    def _receive(self, segment: Segment) -> None:
+        if segment.kind == "DATA" and self.deaf and self.send_closed and self.protocol == "tcp":
+            # Linux, once both directions are shut down (tcp_rcv_state_process).
+            self.reset(errno.ECONNRESET)
+        else:
+            super()._receive(segment)
 
     def arrive(self, segment: Segment) -> None:
         """Take a segment from the other end."""
