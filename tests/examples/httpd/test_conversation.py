@@ -296,8 +296,7 @@ async def test_a_malformed_chunk_is_refused(root: Path, bad: bytes) -> None:
         assert await answers.at_end()
 
 
-async def test_endless_chunk_extensions_are_refused(root: Path) -> None:
-    # CVE-2023-39326.
+async def test_cve_2023_39326_endless_chunk_extensions_are_refused(root: Path) -> None:
     raw = get("/echo", "Transfer-Encoding: chunked", method="POST")
     async with serving(root) as site, await site.dial() as stream:
         await stream.send_all(raw + b"1;")

@@ -271,3 +271,16 @@ async def test_a_disk_that_fails_ends_the_connection_only(
 
     assert received.endswith(b"\r\n\r\n")
     assert site.logged[0] == ("200", 0)
+
+
+@pytest.mark.parametrize("field", ["0-,0-,0-,0-", ",".join(f"{n}-{n}" for n in range(1000))])
+async def test_cve_2011_3192_many_ranges_are_one_plain_answer(
+    root: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    async with serving(root, None, monkeypatch) as site, await site.dial() as stream:
+        await stream.send_all(get("/large.bin", f"Range: bytes={field}"))
+        answer = await ResponseReader(stream).next()
+        await stream.aclose()
+
+        assert (answer.status, answer.body) == (200, LARGE)
+        assert sum(site.by_kernel) == len(LARGE)
