@@ -188,6 +188,7 @@ def _beginning(
 ) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
     async def begin(**arguments: object) -> None:
+        __tracebackhide__ = True
         story = item.stash[_STORY]
         if story.simulation is None:
             pytest.fail(
@@ -223,6 +224,7 @@ def _run(
 ) -> None:
     from trionet.testing.simulation import Simulation
 
+    __tracebackhide__ = True
     story = item.stash[_STORY]
     seed: Any = item.funcargs["net_seed"]
     story.simulation = Simulation(seed, clock=_checked(clock), at_problem=story.look)
