@@ -148,6 +148,22 @@ def test_the_digest_covers_times_and_not_only_the_order() -> None:
     assert simulate(main, 1.0).digest != simulate(main, 2.0).digest
 
 
+def test_asking_for_a_digest_changes_none() -> None:
+    def digest(times: int) -> str:
+        simulation = Simulation(5)
+
+        async def main() -> None:
+            for _ in range(5):
+                await trio.sleep(0)
+                for _ in range(times):
+                    simulation.digest()
+
+        simulation.run(main)
+        return simulation.digest()
+
+    assert digest(0) == digest(3)
+
+
 def test_the_digest_covers_the_traces_of_networks() -> None:
     async def main(events: int) -> None:
         trace = Trace()

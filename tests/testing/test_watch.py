@@ -325,6 +325,21 @@ def test_a_thread_that_takes_too_long_ends_the_run(monkeypatch: pytest.MonkeyPat
         simulate(main)
 
 
+def test_a_thread_that_outlasts_the_end_of_the_run_changes_nothing_about_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "PATIENCE", 0.02)
+
+    async def main() -> None:
+        with trio.move_on_after(10):
+            # Not to be abandoned, it is waited for after the run was ended.
+            await trio.to_thread.run_sync(time.sleep, 0.2)
+
+    with pytest.raises(OutrunError, match=r"virtual time 0 s") as caught:
+        simulate(main)
+    assert "to_thread" in str(caught.value)
+
+
 def test_a_thread_that_takes_long_is_waited_for_if_time_has_nowhere_to_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

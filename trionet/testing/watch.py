@@ -108,11 +108,15 @@ class Watch(trio.abc.Instrument):
 
     def digest(self) -> str:
         """Return what two runs have in common if the same tasks ran in the same order."""
-        self._flush()
-        return self._hash.hexdigest()
+        so_far = self._hash.copy()
+        so_far.update(self._pending())
+        return so_far.hexdigest()
+
+    def _pending(self) -> bytes:
+        return (" ".join(map(str, self._batch)) + "\n").encode()
 
     def _flush(self) -> None:
-        self._hash.update((" ".join(map(str, self._batch)) + "\n").encode())
+        self._hash.update(self._pending())
         self._batch.clear()
 
     # trio calls these
@@ -155,8 +159,7 @@ class Watch(trio.abc.Instrument):
             return
         if self._scheduled - self._stepped > (self._guard is None):
             self._let_go()
-        elif perf_counter() - self._since >= PATIENCE:
-            self._since = perf_counter()
+        elif self.problem is None and perf_counter() - self._since >= PATIENCE:
             if trio.lowlevel.current_statistics().seconds_to_next_deadline < INFINITY:
                 self._stop(
                     OutrunError,
