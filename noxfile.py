@@ -92,9 +92,9 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Break the pool in one way at a time, and see that its invariants notice."""
+    """Break the pool and the virtual network in one way at a time; their invariants must notice."""
     install(session, "test")
-    session.run("pytest", "tests/pool/mutants.py", *session.posargs)
+    session.run("pytest", "tests/pool/mutants.py", "tests/testing/mutants.py", *session.posargs)
 
 
 @nox.session

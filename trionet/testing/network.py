@@ -126,8 +126,7 @@ class VirtualNetwork(Faults):
         exc_type: type[BaseException] | None,
         exc_value: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool:
-        swallowed = False
+    ) -> None:
         try:
             for host in self._hosts.values():
                 host.end_programs("the virtual network's block was left")
@@ -136,11 +135,10 @@ class VirtualNetwork(Faults):
                     await host.wait_ended()
         finally:
             self._close()
-            swallowed = bool(self._scope.__exit__(exc_type, exc_value, traceback))
+            self._scope.__exit__(exc_type, exc_value, traceback)
             if self._crash is not None:
                 # A rule's own error: it leaves as itself, whatever it led to.
                 raise self._crash
-        return swallowed
 
     def _close(self) -> None:
         self._closed = True

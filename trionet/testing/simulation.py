@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, final
 import trio
 import trio.testing
 
+from .._streams.timeline import random_root
 from ._run import current_run
 from .entropy import seeded_entropy
 from .problems import SimulationError
@@ -181,6 +182,8 @@ class Simulation:
 
     async def _watched(self, main: Callable[..., Awaitable[T]], *args: Any) -> T:
         current_run.set(self)
+        # For the links of memory names, which no virtual network seeds.
+        random_root.set(self.seed)
         try:
             with trio.CancelScope() as scope:
                 self._watch.begin(scope, _name_of(main))
