@@ -74,7 +74,7 @@ MUTANTS = (
         "draw from the machine's own randomness",
         "testing/world.py",
         'random.Random(f"{self.seed}/{name}")',
-        "random.SystemRandom()",
+        "random.Random()",
     ),
     Mutant(
         4,
