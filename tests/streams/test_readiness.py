@@ -343,6 +343,30 @@ def test_a_child_forked_inside_a_run_does_not_touch_the_hub() -> None:
     assert trio.run(main) is False
 
 
+def test_a_forked_child_has_no_place_in_its_parents_hub() -> None:
+    async def main() -> tuple[int, bool]:
+        pairs = Pairs(8)
+        async with trio.open_nursery() as nursery:
+            for index in range(8):
+                nursery.start_soon(pairs.receive, index)
+            await wait_all_tasks_blocked()
+            # Some wait by themselves, whoever came first.
+            waiting = [one.socket for one in pairs.near if readiness.entry_of(one.socket)]
+            entry = readiness.entry_of(waiting[0])
+            assert entry is not None
+            child = os.fork()
+            if not child:
+                known = [entry.registered, readiness.entry_of(waiting[0]) is not None]
+                os._exit(int(any(known)))
+            _, status = os.waitpid(child, 0)
+            here = entry.registered
+            nursery.cancel_scope.cancel()
+        pairs.close()
+        return os.waitstatus_to_exitcode(status), here
+
+    assert trio.run(main) == (0, True)
+
+
 @pytest.mark.skipif(
     resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 11_000,
     reason="5,000 socket pairs need 11,000 descriptors, more than the hard limit",
