@@ -92,7 +92,8 @@ async def test_messages_go_both_ways_on_every_network(
         await websocket.send_message(b"x" * 100_000)
         assert await websocket.get_message() == b"X" * 100_000
         await websocket.ping()
-    await wait_all_tasks_blocked(0.01)
+    server.shutdown()
+    await server.wait_closed()
     assert server.statistics().completed == 1
 
 
