@@ -106,13 +106,19 @@ class DatagramSocket(VirtualSocket):
     def _bind(self, ip: str) -> None:
         self.take_address(ip, 0)
 
+    def _bind_somewhere(self) -> None:
+        if self.binding is None:
+            self._bind("::" if self.family == socket.AF_INET6 else "0.0.0.0")  # noqa: S104
+
     def listen(self, backlog: int = 128) -> None:  # noqa: ARG002 - the socket module's
         """Not for datagrams."""
+        self.check_open()
         raise failure(errno.EOPNOTSUPP, "a datagram socket does not listen")
 
     async def accept(self) -> Any:
         """Not for datagrams."""
         await checkpoint()
+        self.check_open()
         raise failure(errno.EOPNOTSUPP, "a datagram socket does not accept")
 
     # Sending
@@ -139,6 +145,8 @@ class DatagramSocket(VirtualSocket):
         await checkpoint_if_cancelled()
         self.check_open()
         if self._peer is None:
+            # Linux takes a port even so.
+            self._bind_somewhere()
             raise failure(errno.EDESTADDRREQ)
         size = self._send(plain_bytes(data), *self._peer)
         await cancel_shielded_checkpoint()
@@ -173,8 +181,7 @@ class DatagramSocket(VirtualSocket):
         stack = self.stack
         target = stack.locate(ip)
         source = stack.source_for(ip)
-        if self.binding is None:
-            self._bind("::" if self.family == socket.AF_INET6 else "0.0.0.0")  # noqa: S104
+        self._bind_somewhere()
         assert self.binding is not None
         if not is_wildcard(self.binding.ip):
             source = self.binding.ip
@@ -233,7 +240,10 @@ class DatagramSocket(VirtualSocket):
 
     def is_readable(self) -> bool:
         """Whether a receive would not wait."""
-        return not self._closed and bool(self._queue or self._error or self._shut_read)
+        if self._closed:
+            # As trio's own, which asks poll().
+            raise ValueError("file descriptor cannot be a negative integer (-1)")
+        return bool(self._queue or self._error or self._shut_read)
 
     async def recvmsg(
         self,
@@ -274,6 +284,10 @@ class DatagramSocket(VirtualSocket):
 
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
         """Receive a datagram."""
+        if checked_size(buflen) == 0:
+            # Python does not ask the kernel for nothing.
+            await checkpoint()
+            return b""
         return (await self.recvmsg(buflen, 0, flags))[0]
 
     async def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
@@ -345,7 +359,9 @@ class _Delivery:
     def arrive(self, segment: Segment) -> None:
         stack, sender = self._stack, self._sender
         if segment.kind == "ICMP":
-            sender.unreachable(errno.ECONNREFUSED)
+            # Linux: only of the one peer is it told, not of whom else it sends to.
+            if sender.accepts(segment.source):
+                sender.unreachable(errno.ECONNREFUSED)
             return
         where = segment.destination
         owners = [one.owner() for one in stack.find("udp", where.ip, where.port) if one.owner]
