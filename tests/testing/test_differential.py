@@ -3,7 +3,8 @@
 What is not in the programs, and why: more bytes than fit into a buffer, since how many that are is
 the kernel's own affair and changes while it runs; a backlog that is full, since the kernel's takes
 one more and drops the rest for a second or more; closing with a linger time, which blocks the
-thread; and times, which the other tests of the virtual network are about.
+thread; shutdown() of a datagram socket, after which trio's receive spins on the kernel; and times,
+which the other tests of the virtual network are about.
 """
 
 from __future__ import annotations
@@ -101,6 +102,73 @@ def _hashable(*things: object) -> bool:
 @settings(max_examples=150, deadline=None)
 def test_a_program_has_the_same_outcomes_on_both(steps: list[Operation]) -> None:
     compare(BEGINNING + steps)
+
+
+# 0 and 1 are bound, 1 is connected to 0, 2 and 3 are new.
+DATAGRAMS: list[Operation] = [
+    ("socket", DATAGRAM),
+    ("bind", 0, "any"),
+    ("socket", DATAGRAM),
+    ("connect", 1, "port of 0"),
+    ("socket", DATAGRAM),
+    ("socket", DATAGRAM),
+]
+
+PORTS = st.sampled_from(["port of 0", "port of 1", "port of 2", "nobody"])
+
+DATAGRAM_OPERATIONS = st.one_of(
+    operation("send", st.sampled_from([7, 0, 1, 100])),
+    operation("sendto", st.sampled_from([3, 0]), PORTS),
+    operation("recv", st.sampled_from([1000, 0, 1, 3])),
+    operation("recvfrom", st.sampled_from([2, 1000])),
+    operation("peek", st.sampled_from([2, 1000])),
+    operation("connect", PORTS),
+    operation("bind", st.sampled_from(["any", "elsewhere", "port of 0"])),
+    operation("option", st.sampled_from(["SO_ERROR", "SO_TYPE", "SO_REUSEADDR"])),
+    operation("close"),
+    operation("listen", st.just(5)),
+    operation("accept"),
+    operation("sockname"),
+    operation("peername"),
+    operation("is_readable"),
+    operation("wait_writable"),
+)
+
+
+@given(st.lists(DATAGRAM_OPERATIONS, min_size=1, max_size=14))
+@settings(max_examples=100, deadline=None)
+def test_a_program_of_datagrams_has_the_same_outcomes_on_both(steps: list[Operation]) -> None:
+    compare(DATAGRAMS + steps)
+
+
+# Each of these differed once.
+FOUND_OF_DATAGRAMS: dict[str, list[Operation]] = {
+    "a port is taken although there is no peer": [
+        ("send", 2, 5),
+        ("sockname", 2),
+        ("bind", 2, "any"),
+    ],
+    "an error of others than the peer": [
+        ("sendto", 1, 3, "nobody"),
+        ("option", 1, "SO_ERROR"),
+        ("send", 1, 7),
+        ("recv", 0, 10),
+    ],
+    "an error of the peer": [("connect", 2, "nobody"), ("send", 2, 1), ("recv", 2, 1)],
+    "nothing is asked for": [("send", 1, 0), ("recv", 0, 0), ("recv", 0, 9), ("recv", 2, 0)],
+    "a closed socket is asked": [
+        ("close", 1),
+        ("listen", 1, 5),
+        ("accept", 1),
+        ("is_readable", 1),
+        ("recv", 1, 0),
+    ],
+}
+
+
+@pytest.mark.parametrize("steps", FOUND_OF_DATAGRAMS.values(), ids=FOUND_OF_DATAGRAMS)
+def test_what_once_differed_of_datagrams_does_not(steps: list[Operation]) -> None:
+    compare(DATAGRAMS + steps)
 
 
 # Each of these differed once.
