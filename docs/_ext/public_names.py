@@ -76,6 +76,7 @@ def point_home(_: Sphinx, doctree: nodes.document) -> None:
 SPOKEN: Final = {
     "connection": "trionet.Connection",
     "net": "trionet.testing.VirtualNetwork",
+    "plex": "trionet.Multiplexer",
     "pool": "trionet.Pool",
     "server": "trionet.Server",
     "session": "trionet.MuxSession",
