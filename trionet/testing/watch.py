@@ -83,6 +83,7 @@ class Watch(trio.abc.Instrument):
         self._batch: list[int] = []
         self._scheduled = 0
         self._stepped = 0
+        self._looked = -1
         self._idle = 0
         # The guard while it is parked, and None while it is runnable.
         self._guard: trio.lowlevel.Task | None = None
@@ -178,6 +179,12 @@ class Watch(trio.abc.Instrument):
             self.time = now
             self._flush()
             self._hash.update(f"{now!r}\n".encode())
+            jumped = self._stepped == self._looked
+            late = self._time_limit is not None and now > self._time_limit
+            if jumped and not late and now <= self._ends:
+                # Right after a jump, before trio wakes those it was for: seen before it already.
+                return
+        self._looked = self._stepped
         statistics = trio.lowlevel.current_statistics()
         if self.problem is None and _escapes(statistics.io_statistics):
             self._stop(
@@ -280,12 +287,15 @@ class Watch(trio.abc.Instrument):
 
 
 def _escapes(io_statistics: Any) -> bool:
-    # `tasks_waiting` is kqueue's; the other two are of epoll and Windows.
-    waiting = sum(
-        getattr(io_statistics, name, 0)
-        for name in ("tasks_waiting", "tasks_waiting_read", "tasks_waiting_write")
+    # The first is kqueue's, the other two are of epoll and Windows.
+    waiting: int = (
+        getattr(io_statistics, "tasks_waiting", 0)
+        + getattr(io_statistics, "tasks_waiting_read", 0)
+        + getattr(io_statistics, "tasks_waiting_write", 0)
     )
     # One is trio's own: the task for callbacks, which is not runnable, waits for its pipe.
+    if waiting <= 1:
+        return False
     hubs, through_hubs = readiness.waits()
     return waiting - 1 - hubs + through_hubs > 0
 
