@@ -109,6 +109,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "duplex",
             "halves",
             "loan",
+            "plan",
             "fleet",
             "lending",
             "sessions",

@@ -11,7 +11,6 @@ from ._errors import RemoteGoAwayError as RemoteGoAwayError
 from ._errors import SessionBrokenError as SessionBrokenError
 from ._errors import StreamResetError as StreamResetError
 from ._errors import TooLongError as TooLongError
-from ._mux.fleet import MultiplexerEvent as MultiplexerEvent
 from ._mux.halves import BorrowedStream as BorrowedStream
 from ._mux.halves import HalfCloseableBorrowedStream as HalfCloseableBorrowedStream
 from ._mux.halves import ReceiveHalf as ReceiveHalf
@@ -20,6 +19,7 @@ from ._mux.listener import MuxListener as MuxListener
 from ._mux.loan import Loan as Loan
 from ._mux.multiplexer import Multiplexer as Multiplexer
 from ._mux.multiplexer import MultiplexerStatistics as MultiplexerStatistics
+from ._mux.plan import MultiplexerEvent as MultiplexerEvent
 from ._mux.session import MuxSession as MuxSession
 from ._mux.session import MuxStatistics as MuxStatistics
 from ._mux.session import open_mux as open_mux

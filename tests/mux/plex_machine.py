@@ -13,6 +13,8 @@ After each move it lets every task run until all are blocked, and looks:
  8. If the peer answers and holders give back, everybody is served, and the set has its strength.
  9. After the end nothing is open, nobody waits, no task is left; what was opened was closed, once.
 10. The statistics say what the model says.
+
+Longer than most files here: one machine and the one model it is compared with.
 """
 
 from __future__ import annotations

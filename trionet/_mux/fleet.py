@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Literal, Protocol, TypeVar, final
 
 import trio
@@ -26,16 +25,17 @@ from .._errors import PoolClosedError
 from .._pool.lifecycle import Lifecycle
 from .._pool.settings import SupplySettings
 from .._pool.supply import Supply
+from .plan import MultiplexerEvent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from trio.lowlevel import Task
 
-    from .._options import Backoff
     from .._pool.entry import Entry
+    from .plan import Plan
 
-__all__ = ("Fleet", "MultiplexerEvent", "Plan", "Usage")
+__all__ = ("Fleet", "Usage")
 
 T = TypeVar("T")
 
@@ -45,43 +45,6 @@ CONNECT_LIMIT: Final = 10.0
 
 # Why a connection ends without having been lost.
 NO_LOSS: Final = frozenset({"closed", "seized", "surplus", "expired"})
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MultiplexerEvent:
-    """Something that happened to a multiplexer's connections.
-
-    Attributes:
-      kind: ``"connected"``: one more is there, dialled or added. ``"lost"``: one was taken out.
-        ``"healed"``: after a loss there are as many again as before. ``"scaled_up"``: the one that
-        has just connected was dialled because tasks had to wait. ``"scaled_down"``: one that
-        nobody used was closed.
-      at: when, by trio's clock.
-      size: how many there are now, without those that are on their way out.
-      reason: of ``"lost"``: ``"dead"``: its peer has gone or an operation failed. ``"used up"``:
-        end of file was read or sent. ``"discarded"``: it was closed, its block raised, or a send
-        was cancelled midway. ``"going away"``: the session's peer takes no new streams. Else empty.
-      error: why connecting failed last, if it has not succeeded since.
-    """
-
-    kind: Literal["connected", "lost", "healed", "scaled_up", "scaled_down"]
-    at: float
-    size: int
-    reason: str = ""
-    error: Exception | None = None
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How large a fleet is to be; what each field means, `trionet.Multiplexer` says."""
-
-    capacity: int
-    scale_after: float | None
-    idle_timeout: float | None
-    backoff: Backoff
-    on_event: Callable[[MultiplexerEvent], object] | None
 
 
 class Usage(Protocol[T]):

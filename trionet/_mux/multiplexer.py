@@ -12,9 +12,10 @@ from .._pool.settings import DEFAULT_BACKOFF, require_count, require_duration, r
 from ..yamux import MuxConfig
 from ..yamux.config import check_weight
 from .duplex import BOTH, READ, WRITE
-from .fleet import Fleet, MultiplexerEvent, Plan
+from .fleet import Fleet
 from .lending import Switchboard
 from .loan import Loan
+from .plan import MultiplexerEvent, Plan
 from .sessions import Sessions, close_session
 
 if TYPE_CHECKING:
