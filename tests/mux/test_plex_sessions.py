@@ -114,6 +114,17 @@ async def test_streams_are_opened_on_the_session_that_has_the_fewest(farm: Farm)
     await wait_all_tasks_blocked()
 
 
+async def test_what_is_asked_one_after_the_other_stays_on_one_session(farm: Farm) -> None:
+    used = set()
+    async with Multiplexer(streams=[farm.make() for _ in range(3)], mux=QUIET) as plex:
+        for _ in range(10):
+            async with await plex.open_stream() as stream:
+                used.add(stream._driver)
+                await echo(stream)
+
+    assert len(used) == 1
+
+
 async def test_the_first_stream_dials_and_a_session_without_streams_goes_with_time(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 # No scenario takes more steps than this; one that does would make the sweep end too early.
-MOST_STEPS = 90
+MOST_STEPS = 250
 
 
 async def use(plex: Multiplexer, exchange: Exchange) -> None:
@@ -179,6 +179,7 @@ def test_a_cancel_at_any_step_of_opening_a_stream_leaves_no_stream() -> None:
 
 
 async def opening_cancelled_at(n: int) -> bool:
+    """Cancel four who ask after their n-th step; return whether they were done before."""
     quiet = MuxConfig(keepalive=None, max_outbound_streams=2)
 
     async def serve(far: trio.abc.Stream) -> None:

@@ -151,7 +151,9 @@ class Sessions:
         best: yamux.Session | None = None
         least: float = math.inf
         for core in self._usable:
-            load = core.outbound
+            # Those that were closed here, and only wait for the peer to end them, are no load: what
+            # is asked one after the other stays on one session, and the others may go.
+            load = core.outbound - len(core.tails) - len(core.lingering)
             better = load < least or (load == least and _is_closer(core, best))
             if better and core.can_open:
                 best, least = core, load
