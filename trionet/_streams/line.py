@@ -62,7 +62,7 @@ class Line:
 
     def carry(self, segment: Segment, sender: Sender, receiver: Receiver) -> None:
         """Send ``segment``: ``receiver`` gets it, or ``sender`` is told that it was lost."""
-        now = trio.current_time()
+        now = self.timeline.time()
         if self.link.loss and self._random.random() < self.link.loss:
             sender.lost(segment, now)
         else:

@@ -36,12 +36,14 @@ class Target(Protocol):
 class Timeline:
     """Things to happen, by time and then in the order they were scheduled in."""
 
-    __slots__ = ("_draining", "_heap", "_number", "_ready", "_scope", "_started", "_void")
+    __slots__ = ("_draining", "_heap", "_now", "_number", "_ready", "_scope", "_started", "_void")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Target, Any]] = []
         self._ready: deque[tuple[Target, Any]] = deque()
         self._draining = False
+        # The time, while what is due happens: it asks for it again and again.
+        self._now: float | None = None
         self._number = 0
         self._void: set[int] = set()
         self._scope: trio.CancelScope | None = None
@@ -50,6 +52,10 @@ class Timeline:
     def __len__(self) -> int:
         """How many things are to happen."""
         return len(self._heap) - len(self._void) + len(self._ready)
+
+    def time(self) -> float:
+        """Return trio's time; one and the same for all that comes due at once."""
+        return trio.current_time() if self._now is None else self._now
 
     def post(self, target: Target, item: Any) -> None:
         """Let ``target.due(item)`` happen now, after what was posted before."""
@@ -108,7 +114,7 @@ class Timeline:
             target.due(item)
 
     def _run_due(self) -> None:
-        now = trio.current_time()
+        self._now = now = trio.current_time()
         heap, void, ready = self._heap, self._void, self._ready
         self._draining = True
         try:
@@ -122,6 +128,7 @@ class Timeline:
                     self._drain()
         finally:
             self._draining = False
+            self._now = None
 
     async def _pump(self) -> None:
         task = current_task()

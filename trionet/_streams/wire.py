@@ -12,7 +12,9 @@ first time (RFC 6298, with Linux's least timeout and no estimate of the round tr
 attempts were lost, 924.6 s after the first (Linux's tcp_retries2). So a link that loses nothing
 costs nothing, and a program that waits for ever is seen to.
 
-A memory name's link and a virtual network's sockets are faces of this one thing.
+A memory name's link and a virtual network's sockets are faces of this one thing. It is one file,
+and a long one, because it is one state machine: what is sent, acknowledged, lost and sent again
+are the same few fields.
 """
 
 from __future__ import annotations
@@ -101,6 +103,7 @@ class End:
         "_send_busy",
         "_sender",
         "_sending_again",
+        "_since",
         "_stale",
         "_unacked",
         "_unsent",
@@ -169,6 +172,8 @@ class End:
         self._sending_again: dict[int, int] = {}
         # Word from the other end was lost, so what it has room for may be more than we know.
         self._stale = False
+        # When something first went unanswered, since the last progress; for those with a timeout.
+        self._since: float | None = None
         # How often the window was asked for since the last word.
         self._probes = 0
         # 0: none; 1: to be sent behind everything; 2: sent; 3: acknowledged.
@@ -472,7 +477,9 @@ class End:
         before: Segment | None = None,
     ) -> Segment:
         inbox = self.inbox
-        self._promised = edge = inbox.edge
+        expected = inbox.expected
+        window = max(0, inbox.capacity - inbox.unread)
+        self._promised = expected + window
         if before is None:
             index = self._counts.get(kind, 0)
             self._counts[kind] = index + 1
@@ -487,8 +494,9 @@ class End:
             self.connection,
             index,
             self.next if sequence is None else sequence,
-            inbox.expected,
-            edge - inbox.expected,
+            # A SYN has nothing to acknowledge yet.
+            expected if kind != "SYN" else 0,
+            window,
             payload,
             attempt,
         )
@@ -514,7 +522,7 @@ class End:
             self._fly(self._make("FIN"), 1)
 
     def _fly(self, segment: Segment, length: int) -> None:
-        self._flying[segment.sequence] = (segment, trio.current_time())
+        self._flying[segment.sequence] = (segment, self.line.timeline.time())
         self.next += length
         self._carry(segment)
 
@@ -543,6 +551,7 @@ class End:
         ack = segment.acknowledgement
         if ack > self._acked:
             self._acked = ack
+            self._since = None
             flying = self._flying
             while flying:
                 sequence = next(iter(flying))

@@ -92,7 +92,7 @@ class Route(Line):
 
     def carry(self, segment: Segment, sender: Sender, receiver: Receiver) -> None:
         """Send a segment, if nothing is in its way."""
-        now = trio.current_time()
+        now = self.timeline.time()
         self._world.trace.record(now, "sent", segment)
         flight = (segment, sender, receiver, now)
         if not self.clean and self._judged(flight):
@@ -104,7 +104,7 @@ class Route(Line):
 
     def due(self, flight: Flight) -> None:
         """Let a segment arrive."""
-        self._world.trace.record(trio.current_time(), "delivered", flight[0])
+        self._world.trace.record(self.timeline.time(), "delivered", flight[0])
         flight[2].arrive(flight[0])
 
     def in_flight(self) -> list[tuple[float, Segment]]:

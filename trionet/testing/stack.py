@@ -1,4 +1,7 @@
-"""What a virtual host's kernel keeps: its addresses, its ports, and who has them."""
+"""What a virtual host's kernel keeps: its addresses, its ports, and who has them.
+
+One file, since a binding, the stack that holds it and the door a SYN knocks at know each other.
+"""
 
 from __future__ import annotations
 

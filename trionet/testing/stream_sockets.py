@@ -1,4 +1,7 @@
-"""Virtual TCP and Unix stream sockets."""
+"""Virtual TCP and Unix stream sockets.
+
+The file is long because the socket API is: each call is a short method, with Linux's errors.
+"""
 
 from __future__ import annotations
 

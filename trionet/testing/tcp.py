@@ -1,4 +1,7 @@
-"""TCP between virtual hosts: how connections begin, and the timeouts that programs can set."""
+"""TCP between virtual hosts: how connections begin, and the timeouts that programs can set.
+
+`Connection` adds to a wire's end what needs a host; `Backlog` is where they wait to be accepted.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,6 @@ class Connection(End):
         "_keeping",
         "_opener",
         "_over",
-        "_since",
         "backlog",
         "deaf",
         "keepalive",
@@ -89,8 +91,6 @@ class Connection(End):
         self.deaf = False
         self._over = False
         self._opener: trio.lowlevel.Task | None = None
-        # When something first went unanswered, since the last progress.
-        self._since: float | None = None
         self._heard = 0.0
         self._asked = 0
         self._keeping: int | None = None
@@ -292,11 +292,6 @@ class Connection(End):
         peer = self.peer
         return self.line.reliable and isinstance(peer, Connection) and peer.line.reliable
 
-    def _acknowledge(self, segment: Segment) -> None:
-        if segment.acknowledgement > self._acked:
-            self._since = None
-        super()._acknowledge(segment)
-
     def _patience(self, segment: Segment | None) -> float:
         if segment is not None and segment.sequence == 0:
             return RTO_FIRST_SYN * 2.0**segment.attempt
@@ -322,19 +317,6 @@ class Connection(End):
             self.fail(errno.ETIMEDOUT)
             return True
         return super()._given_up(attempts)
-
-    def _make(
-        self,
-        kind: str,
-        payload: bytes = b"",
-        sequence: int | None = None,
-        before: Segment | None = None,
-    ) -> Segment:
-        segment = super()._make(kind, payload, sequence, before)
-        if kind == "SYN":
-            # There is nothing to acknowledge yet.
-            segment.acknowledgement = 0
-        return segment
 
 
 @final
