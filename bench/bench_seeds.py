@@ -25,7 +25,7 @@ import trionet
 from bench import figures
 from bench.pairs import in_turns
 from bench.peers.seed_http import TESTS
-from bench.programs import Load, Skipped, free_port, nethttp, python, running
+from bench.programs import Load, Skipped, Traffic, free_port, nethttp, python, running
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -186,17 +186,15 @@ def bench_tcpserver(
     benchmark: BenchmarkFixture, number: str, tls: bool, certificate: str, tmp_path: Path
 ) -> None:
     """One of tcpserver's tests, with its thousand connections."""
-    test = TESTS[number]
+    traffic = Traffic(
+        close=not TESTS[number].keep_alive,
+        connections=TLS_CONNECTIONS if tls else CONNECTIONS,
+        tls=tls,
+    )
     started = programs(number, certificate if tls else "", tmp_path)
     with running(*started.values()):
         loads: dict[str, Callable[[], float]] = {
-            name: Load(
-                program,
-                close=not test.keep_alive,
-                connections=TLS_CONNECTIONS if tls else CONNECTIONS,
-                tls=tls,
-            )
-            for name, program in started.items()
+            name: Load(program, traffic) for name, program in started.items()
         }
         mine = loads.pop("trionet")
         in_turns(

@@ -15,7 +15,7 @@ import trio
 import trionet
 from bench import figures
 from bench.pairs import in_turns
-from bench.programs import PEERS, Load, Program, Skipped, free_port, httpd, python, running
+from bench.programs import PEERS, Load, Program, Skipped, Traffic, free_port, httpd, python, running
 from bench.sockets import tcp_sockets, trio_stream
 
 if TYPE_CHECKING:
@@ -57,23 +57,22 @@ def under_load(
     benchmark: BenchmarkFixture,
     programs: dict[str, Program],
     wanted: list[Demand],
-    *,
-    close: bool,
+    traffic: Traffic,
 ) -> None:
-    loads = {name: Load(program, close=close) for name, program in programs.items()}
+    loads = {name: Load(program, traffic) for name, program in programs.items()}
     ours = loads["trionet"]
     theirs: dict[str, Callable[[], float]] = {k: v for k, v in loads.items() if k != "trionet"}
     in_turns(
         benchmark,
         ours,
         theirs,
-        unit=f"1 KiB, 100 connections, {'Connection: close' if close else 'keep-alive'}",
+        unit=f"1 KiB, {traffic}",
         rounds=5,
         wanted=[one for one in wanted if one[0] in programs],
     )
     # The first of each is the warm-up.
     processor = {name: load.cpu[1:] for name, load in loads.items()}
-    figures.show(benchmark, "processor time of one answer", processor)
+    figures.show(benchmark, f"processor time of one answer, {traffic}", processor)
 
 
 @needs_wrk
@@ -86,7 +85,15 @@ def bench_http_keep_alive(benchmark: BenchmarkFixture, servers: dict[str, Progra
         ("nginx", ">=", 1.0),
         ("Go net/http", ">=", 1.0),
     ]
-    under_load(benchmark, servers, wanted, close=False)
+    under_load(benchmark, servers, wanted, Traffic())
+
+
+@needs_wrk
+def bench_http_keep_alive_differing(
+    benchmark: BenchmarkFixture, servers: dict[str, Program]
+) -> None:
+    """The same where each request must be parsed: the server knows one that comes again."""
+    under_load(benchmark, servers, [], Traffic(differing=True))
 
 
 @needs_wrk
@@ -97,7 +104,7 @@ def bench_http_close(benchmark: BenchmarkFixture, servers: dict[str, Program]) -
         ("nginx", ">=", 1.0),
         ("Go net/http", ">=", 1.0),
     ]
-    under_load(benchmark, servers, wanted, close=True)
+    under_load(benchmark, servers, wanted, Traffic(close=True))
 
 
 @needs_wrk
@@ -111,7 +118,7 @@ def bench_bookkeeping(benchmark: BenchmarkFixture) -> None:
             benchmark,
             {"trionet": served, "bare loop": bare},
             [("bare loop", "<=", 1.1)],
-            close=False,
+            Traffic(),
         )
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -26,6 +27,7 @@ __all__ = (
     "Load",
     "Program",
     "Skipped",
+    "Traffic",
     "free_port",
     "httpd",
     "nethttp",
@@ -119,17 +121,42 @@ class Program:
         self._process.wait()
 
 
-def wrk(program: Program, *, close: bool, connections: int, tls: bool, seconds: int = 2) -> float:
+@dataclass(frozen=True)
+class Traffic:
+    """What wrk is to do.
+
+    Attributes:
+      close: a connection for each request.
+      differing: no two requests are the same bytes, as with clients that each say a bit else.
+    """
+
+    close: bool = False
+    connections: int = 100
+    tls: bool = False
+    differing: bool = False
+
+    def __str__(self) -> str:
+        return (
+            f"{self.connections:,} connections, "
+            f"{'Connection: close' if self.close else 'keep-alive'}"
+            f"{', no two requests alike' * self.differing}{', TLS' * self.tls}"
+        )
+
+
+def wrk(program: Program, traffic: Traffic, *, seconds: int = 2) -> float:
     """Put load on ``program``; return the seconds one answer took.
 
     Raises:
       RuntimeError: an answer was not the one asked for.
     """
+    connections = f"-c{traffic.connections}"
+    script = ("-s", os.path.join(HERE, "peers", "differing.lua")) if traffic.differing else ()
     found = subprocess.run(
         [
-            *("taskset", "-c", str(CLIENT_CORE), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s"),
-            *("-H", "Connection: close" if close else "Connection: keep-alive"),
-            f"http{'s' * tls}://127.0.0.1:{program.port}{TARGET}",
+            *("taskset", "-c", str(CLIENT_CORE), "wrk", "-t1", connections, f"-d{seconds}s"),
+            *("-H", "Connection: close" if traffic.close else "Connection: keep-alive"),
+            *script,
+            f"http{'s' * traffic.tls}://127.0.0.1:{program.port}{TARGET}",
         ],
         capture_output=True,
         text=True,
@@ -145,12 +172,10 @@ def wrk(program: Program, *, close: bool, connections: int, tls: bool, seconds: 
 class Load:
     """wrk on one program, with the program's own time beside it."""
 
-    def __init__(
-        self, program: Program, *, close: bool, connections: int = 100, tls: bool = False
-    ) -> None:
+    def __init__(self, program: Program, traffic: Traffic) -> None:
         self.cpu: list[float] = []
         self._program = program
-        self._once = partial(wrk, program, close=close, connections=connections, tls=tls)
+        self._once = partial(wrk, program, traffic)
 
     def __call__(self) -> float:
         """Put load on it; return the seconds one answer took."""
