@@ -70,11 +70,15 @@ OPERATIONS = st.one_of(
     operation("wait_writable"),
 )
 
+# derandomize: the same programs each time, so that a change of ours is what makes one fail. To look
+# for what is not known yet, run more of them, and without it.
+
 # (operation, the kernel's outcome, ours): what is known to differ, and is left so. What follows in
 # such a program is another story in each of the two.
 DIFFERENT: dict[tuple[str, Outcome, Outcome], str] = {
     ("bind", None, "EINVAL"): "a socket whose connection is over could be bound anew; nobody does",
     ("bind", "EADDRINUSE", "EINVAL"): "the same, where the address is taken",
+    ("bind", None, "EADDRINUSE"): "a port that Linux chose is free once its listener is shut down",
     ("connect", "EINVAL", "EISCONN"): "seen of Linux 6.18 where both ends had finished before",
 }
 
@@ -99,7 +103,7 @@ def _hashable(*things: object) -> bool:
 
 
 @given(st.lists(OPERATIONS, min_size=1, max_size=14))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_a_program_has_the_same_outcomes_on_both(steps: list[Operation]) -> None:
     compare(BEGINNING + steps)
 
@@ -136,7 +140,7 @@ DATAGRAM_OPERATIONS = st.one_of(
 
 
 @given(st.lists(DATAGRAM_OPERATIONS, min_size=1, max_size=14))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_a_program_of_datagrams_has_the_same_outcomes_on_both(steps: list[Operation]) -> None:
     compare(DATAGRAMS + steps)
 
@@ -235,7 +239,12 @@ FOUND: dict[str, list[Operation]] = {
         ("send", 2, 1),
         ("recv", 1, 5),
     ],
-    "a closed socket is asked": [("close", 1), ("is_readable", 1), ("send", 1, 1)],
+    "a closed socket is asked": [
+        ("close", 1),
+        ("is_readable", 1),
+        ("send", 1, 1),
+        ("shutdown", 1, 5),
+    ],
 }
 
 

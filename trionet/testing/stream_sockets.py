@@ -442,9 +442,10 @@ class StreamSocket(VirtualSocket):
 
     def shutdown(self, flag: int) -> None:
         """End one direction, or both; see shutdown(2)."""
+        self.check_open()
         if flag not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
             raise failure(errno.EINVAL, f"how to shut down: {flag}")
-        if self.backlog is not None and not self._closed:
+        if self.backlog is not None:
             # Linux: it stops listening.
             if flag != socket.SHUT_WR:
                 self._stop_listening()
