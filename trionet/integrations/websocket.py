@@ -233,17 +233,26 @@ async def open_websocket(
                 raise ConnectionTimeout from exc
             except (OSError, trio.BrokenResourceError) as exc:
                 raise HandshakeError(f"cannot connect to {target}: {exc}") from exc
-            in_time = True
-            try:
-                try:
-                    yield websocket
-                finally:
-                    in_time = await _say_goodbye(websocket, stream, options.disconnect_timeout)
-            finally:
-                await trio.aclose_forcefully(stream)
-            # Not if the block raised, which says more.
-            if not in_time:
-                raise DisconnectionTimeout
+            async with _closing(websocket, stream, options.disconnect_timeout):
+                yield websocket
+
+
+@contextlib.asynccontextmanager
+async def _closing(
+    websocket: WebSocketConnection, stream: _Watched, seconds: float
+) -> AsyncIterator[None]:
+    """Close the websocket at the end of the block, and its stream in any case."""
+    in_time = True
+    try:
+        try:
+            yield
+        finally:
+            in_time = await _say_goodbye(websocket, stream, seconds)
+    finally:
+        await trio.aclose_forcefully(stream)
+    # Not if the block raised, which says more.
+    if not in_time:
+        raise DisconnectionTimeout
 
 
 @final
