@@ -466,6 +466,50 @@ async def test_what_a_rule_raises_leaves_the_block_as_itself(autojump_clock: obj
             await trio.sleep_forever()
 
 
+async def test_what_a_rule_raises_later_leaves_the_block_as_itself(
+    autojump_clock: object,
+) -> None:
+    def broken(segment: Segment) -> None:
+        # An acknowledgement is sent when something arrives, where no task is running.
+        if segment.kind == "ACK":
+            raise KeyError("my rule")
+
+    with pytest.raises(KeyError, match="my rule"):
+        async with connected(FAST) as (net, near, _far):
+            net.rule(broken)
+            await near.send_all(b"x")
+            await trio.sleep_forever()
+
+
+async def test_a_refusal_that_is_lost_comes_with_the_next_syn(autojump_clock: object) -> None:
+    def first(segment: Segment) -> Drop | None:
+        lost = segment.kind == "RST" and trio.current_time() < 0.5
+        return Drop() if lost else None
+
+    async with two_hosts(FAST) as (net, _server, client):
+        with net.rule(first), client.context(), trio.socket.socket() as sock:
+            took, error = await timed(lambda: sock.connect(("server", 80)))
+
+    assert (took, type(error)) == (1.1, ConnectionRefusedError)
+
+
+async def test_a_lost_syn_ack_comes_again(autojump_clock: object) -> None:
+    for kind, when in (("SYN-ACK", 1.1), ("ACK", 0.1)):
+
+        def first(segment: Segment, kind: str = kind) -> Drop | None:
+            hit = (segment.kind, segment.index, segment.attempt) == (kind, 0, 0)
+            return Drop() if hit else None
+
+        async with two_hosts(FAST) as (net, server, client):
+            with server.context():
+                listening = await listen_on()
+            with net.rule(first), client.context(), trio.socket.socket() as sock:
+                assert (await timed(lambda: sock.connect(("server", 80))))[0] == when
+                # The third segment of the handshake is sent again with an answer to a SYN-ACK.
+                (await listening.accept())[0].close()
+            listening.close()
+
+
 async def test_a_rule_that_returns_something_else_is_told_so(autojump_clock: object) -> None:
     wrong: Any = lambda segment: "drop"  # noqa: E731
 

@@ -300,7 +300,7 @@ class Stack:
         """Take a SYN: let whoever listens there have a new connection, or refuse it."""
         listeners = self.find("tcp", segment.destination.ip, segment.destination.port)
         if not listeners:
-            self.world.route(self, origin).carry(_refusal(segment), _NOBODY, caller)
+            self.world.route(self, origin).carry(_refusal(segment), _Refuser(caller), caller)
             return None
         chosen = listeners[0]
         if len(listeners) > 1:
@@ -402,22 +402,23 @@ class _Door:
 
 
 @final
-class _Nobody:
-    """Sends what needs no sender."""
+class _Refuser:
+    """Sends a refusal, for a host on which nobody listens."""
 
-    __slots__ = ()
+    __slots__ = ("_caller",)
 
-    def lost(self, segment: Segment, sent_at: float) -> None:
+    def __init__(self, caller: Connection) -> None:
+        self._caller = caller
+
+    def lost(self, segment: Segment, sent_at: float) -> None:  # noqa: ARG002
         """A refusal that is lost is not sent again; the SYN is."""
+        self._caller.suspect(segment.acknowledgement)
 
     def reset_both(self) -> None:
         """There is nothing to reset."""
 
     def unreachable(self, code: int) -> None:
         """There is nobody to tell."""
-
-
-_NOBODY: Final = _Nobody()
 
 
 def _refusal(segment: Segment) -> Segment:
