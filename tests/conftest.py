@@ -30,3 +30,8 @@ def certificates() -> Certificates:
     client = ssl.create_default_context()
     authority.configure_trust(client)
     return Certificates(authority, server, client)
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name abstract sockets alike in every process: their own names have the process in them."""
+    return "abstract" if isinstance(val, str) and val.startswith("@") else None

@@ -277,7 +277,10 @@ def public_objects() -> list[tuple[str, object]]:
     return found
 
 
-@pytest.mark.parametrize(("name", "thing"), public_objects(), ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("name", "thing"),
+    [pytest.param(name, thing, id=name) for name, thing in public_objects()],
+)
 def test_every_public_object_has_a_docstring(name: str, thing: object) -> None:
     text = inspect.getdoc(thing)
     assert text, f"{name} has no docstring"
