@@ -96,12 +96,14 @@ async def test_putting_twice_is_told_to_who_does_it() -> None:
 
         async def hold() -> None:
             async with pool.acquire():
-                await trio.sleep(0.01)
+                await told.wait()
 
+        told = trio.Event()
         nursery.start_soon(hold)
-        await wait_all_tasks_blocked(0.001)
+        await wait_all_tasks_blocked()
         with pytest.raises(LeaseError, match="another task"):
             pool.put(connection)
+        told.set()
 
 
 async def test_what_was_expired_after_the_hand_over_is_not_lent() -> None:

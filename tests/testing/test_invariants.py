@@ -174,7 +174,8 @@ OPERATIONS = st.lists(
     st.tuples(
         st.integers(0, 1),
         st.one_of(
-            st.tuples(st.just("send"), st.integers(0, 5000)),
+            # Of nothing trio's pair takes any amount, to a closed peer too; we do not.
+            st.tuples(st.just("send"), st.integers(1, 5000)),
             st.tuples(st.just("receive"), st.integers(1, 5000)),
             st.tuples(st.just("eof"), st.just(0)),
             st.tuples(st.just("close"), st.just(0)),
