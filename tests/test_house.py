@@ -44,6 +44,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "wire",
             "wrapping",
             "poller",
+            "entry",
             "readiness",
             "memory",
             "files",
