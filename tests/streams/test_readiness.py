@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from tests.streams.pairs import Pairs
 from trionet import SocketStream
 from trionet._streams import poller, readiness
 from trionet._streams.poller import KqueuePoller
@@ -67,24 +68,6 @@ def platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(
             readiness, "new_poller", lambda *, bytes_too: KqueuePoller(bytes_too=bytes_too)
         )
-
-
-class Pairs:
-    """Socket pairs whose near ends all have a task that echoes one receive at a time."""
-
-    def __init__(self, count: int) -> None:
-        pairs = [socket.socketpair() for _ in range(count)]
-        self.near = [SocketStream(near) for near, _ in pairs]
-        self.far = [far for _, far in pairs]
-        self.received: dict[int, bytes] = {}
-
-    async def receive(self, index: int) -> None:
-        self.received[index] = await self.near[index].receive_some(4)
-
-    def close(self) -> None:
-        for near, far in zip(self.near, self.far, strict=True):
-            near.close()
-            far.close()
 
 
 def registered() -> int:
@@ -449,3 +432,34 @@ async def test_a_socket_dropped_unclosed_leaves_its_number_to_a_successor() -> N
         assert calls == []
         nursery.cancel_scope.cancel()
     pairs.close()
+
+
+def test_whoever_still_waits_when_the_run_ends_is_woken_by_trios_own_wait() -> None:
+    received: list[bytes] = []
+
+    async def wait_to_the_last(stream: SocketStream) -> None:
+        with trio.fail_after(3), trio.CancelScope(shield=True):
+            received.append(await stream.receive_some())
+            stream.close()
+
+    async def speak_late(pairs: Pairs) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            # The hub was cancelled at the same time, and is gone after a few more steps.
+            with trio.CancelScope(shield=True):
+                await wait_all_tasks_blocked()
+                for far in pairs.far:
+                    far.send(b"late")
+                    far.close()
+
+    async def main() -> None:
+        pairs = Pairs(8)
+        trio.lowlevel.spawn_system_task(speak_late, pairs)
+        for near in pairs.near:
+            trio.lowlevel.spawn_system_task(wait_to_the_last, near)
+        await wait_all_tasks_blocked()
+        assert registered() == 8 - readiness.DIRECT_WAITS
+
+    trio.run(main)
+    assert received == [b"late"] * 8

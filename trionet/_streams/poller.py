@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import sys
 from typing import Any, Final, Protocol, final
 
 __all__ = ("EpollPoller", "KqueuePoller", "Poller", "new_poller")
@@ -20,9 +21,11 @@ class Poller(Protocol):
 
     Attributes:
       gone: the flags of an event that tell of an end of file or an error.
+      urgent: those that tell of urgent data, in front of which a receive stops short (tcp(7)).
     """
 
     gone: int
+    urgent: int
 
     def fileno(self) -> int:
         """The descriptor that is readable while there are events."""
@@ -50,8 +53,9 @@ class EpollPoller:
         # EPOLLRDHUP tells end of file apart from bytes, which a short read cannot.
         self._events = _select.EPOLLRDHUP | _select.EPOLLET
         if bytes_too:
-            self._events |= _select.EPOLLIN
+            self._events |= _select.EPOLLIN | _select.EPOLLPRI
         self.gone: int = _select.EPOLLRDHUP | _select.EPOLLHUP | _select.EPOLLERR
+        self.urgent: int = _select.EPOLLPRI
         self.fileno = self._epoll.fileno
         self.close = self._epoll.close
 
@@ -78,6 +82,8 @@ class KqueuePoller:
         self._kqueue = _select.kqueue()
         self._bytes_too = bytes_too
         self.gone: int = _select.KQ_EV_EOF
+        # macOS calls it EV_OOBAND; the BSDs do not tell.
+        self.urgent: int = _select.KQ_EV_FLAG1 if sys.platform == "darwin" else 0
         self.fileno = self._kqueue.fileno
         self.close = self._kqueue.close
 

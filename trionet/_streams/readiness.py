@@ -69,6 +69,8 @@ class _Hub:
 
     def __init__(self) -> None:
         self.forked = False
+        # Whether the run comes to its end, and the system tasks with it.
+        self._ending = False
         self.entries: dict[int, Entry] = {}
         self.direct_waits = 0
         self._edges: Poller | None = None
@@ -80,10 +82,12 @@ class _Hub:
         self.forked = True
         self._forget_entries()
 
-    def _forget_entries(self) -> None:
-        for entry in self.entries.values():
+    def _forget_entries(self) -> list[Entry]:
+        forgotten = list(self.entries.values())
+        for entry in forgotten:
             entry.registered = False
         self.entries.clear()
+        return forgotten
 
     # Readability
 
@@ -97,6 +101,8 @@ class _Hub:
 
     def register(self, sock: socket.socket, fd: int) -> Entry | None:
         """Register ``sock``, or return None where it cannot be."""
+        if self._ending:
+            return None
         try:
             if self._edges is None:
                 self._edges = new_poller(bytes_too=True)
@@ -124,6 +130,7 @@ class _Hub:
     async def _serve_edges(self, edges: Poller) -> None:
         entries = self.entries
         gone = edges.gone
+        special = gone | edges.urgent
         try:
             while True:
                 await trio.lowlevel.wait_readable(edges.fileno())
@@ -131,14 +138,25 @@ class _Hub:
                     entry = entries.get(fd)
                     if entry is None:
                         continue
-                    if events & gone:
-                        entry.hung_up = True
+                    if events & special:
+                        if events & gone:
+                            entry.hung_up = True
+                        else:
+                            # A receive will stop short in front of it, more bytes behind. Who
+                            # takes that for all there is registers anew, and is told at once.
+                            self.unregister(fd)
                     task = entry.task
                     if task is None:
                         entry.ready = True
                     else:
                         entry.task = None
                         reschedule(task, WOKEN)
+        except trio.Cancelled:
+            # Other system tasks may still wait, shielded: from now on by trio's own means.
+            self._ending = True
+            for entry in self._forget_entries():
+                entry.wake()
+            raise
         finally:
             edges.close()
             self._edges = None
@@ -156,6 +174,8 @@ class _Hub:
             if self._watchers[fd][0]() is sock:
                 raise ValueError(f"{sock!r} is watched already")
             self.unwatch(fd)
+        if self._ending:
+            return False
         try:
             if self._hangups is None:
                 self._hangups = new_poller(bytes_too=False)
@@ -181,6 +201,7 @@ class _Hub:
                     if sock is not None and sock() is not None and callback is not None:
                         self._call(callback)
         finally:
+            self._ending = True
             hangups.close()
             self._hangups = None
             self._watchers.clear()

@@ -14,7 +14,7 @@ from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_
 from .._address import printable
 from ..abc import Listener
 from . import readiness
-from .sockets import SocketStream, address_of
+from .sockets import UNIX, SocketStream, address_of
 
 if TYPE_CHECKING:
     from .._address import Address
@@ -45,8 +45,6 @@ DEAD_ON_ARRIVAL: Final = frozenset(
     )
     if hasattr(errno, name)
 )
-
-UNIX: Final = getattr(socket, "AF_UNIX", None)
 
 
 def inode_of(path: str) -> tuple[int, int] | None:

@@ -39,6 +39,8 @@ _logger = logging.getLogger("trionet.sockets")
 # What a receive without max_bytes asks for; trio's own default.
 RECEIVE_SIZE: Final = 65536
 
+UNIX: Final = getattr(socket, "AF_UNIX", None)
+
 # At most so many bytes in one sendfile(2): other tasks run in between.
 SENDFILE_SIZE: Final = 1 << 20
 
@@ -93,6 +95,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         "_send_busy",
         "_sent",
         "_sent_eof",
+        "_short_is_all",
         "_sock",
         "_waited",
     )
@@ -132,6 +135,9 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
         # The last receive emptied the socket: waiting at once saves a call that would find nothing.
         # Only a short read proves it; on a guess the hub would wait for an edge that is past.
         self._drained = False
+        # Whether a short read proves it: a Unix socket's also stops behind bytes that a descriptor
+        # came with (unix(7)). TCP's stops in front of urgent data, too; that the hub is told.
+        self._short_is_all = sock.family != UNIX
         self._sent = 0
         self._received = 0
 
@@ -367,7 +373,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
                 except BlockingIOError:
                     pass
                 else:
-                    self._drained = 0 < len(data) < max_bytes
+                    self._drained = self._short_is_all and 0 < len(data) < max_bytes
                     self._received += len(data)
                     await cancel_shielded_checkpoint()
                     return data
@@ -378,7 +384,8 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
                     if not self.is_readable():
                         raise ReceiveInterrupted
                 entry = self._entry
-                if entry is not None and entry.registered:
+                # Closed past this object, by its `socket`, it is still registered.
+                if entry is not None and entry.registered and sock.fileno() != -1:
                     await entry.park()
                 else:
                     self._waited = True
@@ -389,7 +396,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
                 except BlockingIOError:
                     continue
                 # End of file comes again and again without a wait, so go and look next time too.
-                self._drained = 0 < len(data) < max_bytes
+                self._drained = self._short_is_all and 0 < len(data) < max_bytes
                 self._received += len(data)
                 return data
         except OSError as exc:
@@ -408,7 +415,7 @@ class SocketStream(Stream, trio.abc.HalfCloseableStream):
             raise trio.WouldBlock from None
         except OSError as exc:
             raise self._translated(exc) from exc
-        self._drained = 0 < len(data) < max_bytes
+        self._drained = self._short_is_all and 0 < len(data) < max_bytes
         self._received += len(data)
         return data
 
