@@ -37,7 +37,8 @@ async def close_politely(transport: Stream, scope: trio.CancelScope | None, ling
         # a connection that ends anyway can do without.
         close()
     elif scope is not None:
-        scope.deadline = trio.current_time() + linger
+        # Not beyond its own: a connection's lifetime counts its closing.
+        scope.deadline = min(scope.deadline, trio.current_time() + linger)
         await _finish(transport, unread=unread)
     else:
         with trio.move_on_after(linger):

@@ -103,7 +103,7 @@ class Watched:
       moved: the sum of its byte counts at the last look.
       moved_at: when that was seen to have changed, or the connection began.
       sent: its count of sent bytes at the last look.
-      sent_at: when a send was seen to begin or to go on, or to be none.
+      sent_at: when a send was seen to begin or to go on; infinity while none was seen.
       ended_at: when its time was up, or infinity.
     """
 
@@ -113,5 +113,5 @@ class Watched:
         self.moved = 0
         self.moved_at = now
         self.sent = 0
-        self.sent_at = now
+        self.sent_at = math.inf
         self.ended_at = math.inf

@@ -23,6 +23,7 @@ import trio
 
 from .._address import printable
 from .._errors import ReceiveInterrupted, Ungrouped
+from .._streams.preface import is_proxied
 from ..abc import Listener, Stream
 from .accept import Accepting
 from .closing import close_politely
@@ -294,7 +295,7 @@ class Server:
             limits.max_connections is not None and len(self._connections) >= limits.max_connections
         )
         host = None
-        if self._hosts.limited and not hasattr(transport, "proxy_header"):
+        if self._hosts.limited and not is_proxied(transport):
             # A proxy's connections are all its own until it says whose they are.
             host = transport.remote_address.host
             full = full or self._hosts.is_full(host)
@@ -423,7 +424,7 @@ class Server:
         connection._phase = "active"
         scope.deadline = self._deadline_of(connection)
         if connection._watched is not None:
-            connection._watched.moved_at = connection._watched.sent_at = trio.current_time()
+            connection._watched.moved_at = trio.current_time()
 
     def _handle(self, connection: Connection, error: Exception, *, returned: bool) -> None:
         if returned or _peer_vanished(connection, error):

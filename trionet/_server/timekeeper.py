@@ -45,7 +45,9 @@ class Timekeeper:
         self._force = force
         all_limits = (limits.idle_timeout, limits.send_timeout, limits.lifetime)
         timeouts = [one for one in all_limits if one]
-        self._period = min(timeouts) / 10 if timeouts else math.inf
+        # A trifle more than a tenth, or ten periods, rounded, could fall short of the timeout, and
+        # the connection would end at the eleventh look: two tenths late.
+        self._period = min(timeouts) / 10 * (1 + 1e-9) if timeouts else math.inf
 
     @property
     def needed(self) -> bool:
@@ -77,9 +79,11 @@ class Timekeeper:
         if moved != watched.moved:
             watched.moved = moved
             watched.moved_at = now
-        if sent != watched.sent or not connection.sending:
-            watched.sent = sent
+        if not connection.sending:
+            watched.sent_at = math.inf
+        elif sent != watched.sent or watched.sent_at == math.inf:
             watched.sent_at = now
+        watched.sent = sent
         limits = self._limits
         if limits.idle_timeout is not None and now - watched.moved_at >= limits.idle_timeout:
             self._end(connection, watched, now, "idle_timeout")

@@ -35,7 +35,13 @@ if TYPE_CHECKING:
     from .._address import Address
     from ..abc import Listener
 
-__all__ = ("HalfCloseableProxyStream", "ProxyListener", "ProxyStream", "check_proxy_protocol")
+__all__ = (
+    "HalfCloseableProxyStream",
+    "ProxyListener",
+    "ProxyStream",
+    "check_proxy_protocol",
+    "is_proxied",
+)
 
 
 class ProxyStream(Stream):
@@ -334,6 +340,14 @@ def check_proxy_protocol(proxy_protocol: object) -> None:
     """Raise what `ProxyListener` raises for settings that are none."""
     if not isinstance(proxy_protocol, ProxyProtocol):
         raise TypeError(f"proxy_protocol must be a ProxyProtocol, got {proxy_protocol!r}")
+
+
+def is_proxied(stream: Stream) -> bool:
+    """Whether a header tells, or is to tell, whose connection ``stream`` is."""
+    layer: object = stream
+    while layer is not None and not isinstance(layer, ProxyStream):
+        layer = getattr(layer, "transport", None)
+    return layer is not None
 
 
 def _is_trusted(settings: ProxyProtocol, peer: Address) -> bool:
