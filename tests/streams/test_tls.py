@@ -238,6 +238,19 @@ async def test_a_listeners_context_can_be_replaced(certificates: Certificates) -
     await listener.aclose()
 
 
+async def test_a_listeners_context_is_not_replaced_by_what_is_none(
+    certificates: Certificates,
+) -> None:
+    (listener,) = await trionet.listen("memb", "site", ssl_context=certificates.server)
+    with pytest.raises(TypeError, match=r"ssl_context must be an ssl\.SSLContext, got None"):
+        listener.ssl_context = None  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="a client's"):
+        listener.ssl_context = certificates.client
+
+    assert listener.ssl_context is certificates.server
+    await listener.aclose()
+
+
 async def test_start_tls_switches_a_connection_in_use(certificates: Certificates) -> None:
     client, server = await connected("memb", "site")
     await client.send_all(b"STARTTLS")

@@ -19,19 +19,31 @@ __all__ = ("TLSListener", "start_tls")
 
 @final
 class TLSListener(WrappingListener[TLSStream]):
-    """Accepts TLS connections, not yet handshaken, from another listener.
+    """Accepts TLS connections, not yet handshaken, from another listener."""
 
-    Attributes:
-      ssl_context: what new connections are made with; it may be replaced at any time, to renew a
-        certificate say, and connections already made keep theirs.
-    """
-
-    __slots__ = ("ssl_context",)
+    __slots__ = ("_ssl_context",)
 
     def __init__(self, transport: Listener[Stream], ssl_context: ssl.SSLContext) -> None:
-        check_tls_arguments(ssl_context, True, None)
         super().__init__(transport)
-        self.ssl_context: ssl.SSLContext = ssl_context
+        self.ssl_context = ssl_context
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """What new connections are made with.
+
+        It may be replaced at any time, to renew a certificate say; connections already made keep
+        theirs.
+
+        Raises:
+          TypeError, ValueError: what it is to be is no context for a server; it stays what it was.
+        """
+        return self._ssl_context
+
+    @ssl_context.setter
+    def ssl_context(self, ssl_context: ssl.SSLContext) -> None:
+        # Found out here and not when the next client comes, at whom the accept loop would fail.
+        check_tls_arguments(ssl_context, True, None)
+        self._ssl_context = ssl_context
 
     def _wrap(self, stream: Stream) -> TLSStream:
         return TLSStream(stream, self.ssl_context, server_side=True)
