@@ -279,6 +279,24 @@ async def test_a_greeting_is_not_taken_for_stray_bytes(autojump_clock: MockClock
             assert pool.statistics().connected == 1
 
 
+@hub_only
+async def test_a_greeting_on_a_foreign_stream_is_none_either(autojump_clock: MockClock) -> None:
+    with Far(trio_stream) as far:
+        async with Pool(far.connect, max_size=2, min_size=2) as pool:
+            await pool.ready()
+            await wait_all_tasks_blocked()
+            for end in far.ends:
+                end.send(b"220 ready")
+            await settle()
+
+            async with pool.acquire() as stream:
+                assert await stream.receive_some() == b"220 ready"
+            assert pool.statistics().connected == 2
+            # One that nobody has used yet and whose peer has gone is dead all the same.
+            assert [await pool.get() is stream, await pool.get() is stream] == [True, False]
+            await pool.drain(0)
+
+
 async def test_a_greeting_in_memory_is_none_either_and_a_hang_up_is_a_hang_up() -> None:
     ends: list[MemoryStream] = []
 
