@@ -89,6 +89,27 @@ async def test_cancelling_the_block_closes_everything_at_once(
     pool.put(lent)
 
 
+# Which of the two hears of the cancel first, the block or the task of the pool, is chance.
+@pytest.mark.parametrize("_round", range(8))
+async def test_cancelling_the_block_leaves_no_time_for_what_is_being_reset(
+    _round: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    peer = FakePeer(close_time=4)
+
+    async def for_ever(_: FakeConnection) -> None:
+        await trio.sleep_forever()
+
+    with trio.CancelScope() as scope:
+        async with Pool(peer.connect, max_size=1, reset=for_ever) as pool:
+            pool.put(await pool.get())
+            await wait_all_tasks_blocked()
+            scope.cancel()
+
+    assert trio.current_time() == 0
+    assert peer.made[0].forced
+    assert not peer.open
+
+
 async def test_cancelling_a_normal_end_that_waits_is_not_swallowed(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:

@@ -143,6 +143,26 @@ async def test_a_property_that_raises_costs_a_connection_and_not_the_pool() -> N
         assert pool.statistics().size == 0
 
 
+async def test_a_repr_that_raises_costs_no_slot(autojump_clock: MockClock) -> None:
+    class Odd(FakeConnection):
+        def __repr__(self) -> str:
+            raise RuntimeError("not ready")
+
+    peer = FakePeer()
+
+    async def connect() -> FakeConnection:
+        return Odd(peer, (await peer.connect()).number)
+
+    async with Pool(connect, max_size=1, min_size=1, backoff=Backoff(attempts=2)) as pool:
+        await pool.ready()
+        await wait_all_tasks_blocked()
+        next(iter(pool._lender.idle.values())).resource.dead = True
+
+        with trio.fail_after(5):
+            async with pool.acquire() as connection:
+                assert connection.number == 1
+
+
 @pytest.mark.parametrize("how", ["lease", "put"])
 async def test_a_property_that_raises_when_it_comes_back_closes_that_one(how: str) -> None:
     class Moody(FakeConnection):

@@ -216,6 +216,27 @@ async def test_resize_closes_idle_ones_now_and_lent_ones_when_they_come_back() -
             pool.resize(0)
 
 
+async def test_a_dial_under_way_does_not_cost_a_connection_that_is_there(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    peer = FakePeer()
+    async with Pool(peer.connect, max_size=2) as pool:
+        connection = await pool.get()
+        peer.connect_time = 5
+        served: list[Any] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold, pool, 1, served)
+            await trio.sleep(1)
+            # One of the two is to go: not the one that works.
+            pool.resize(1)
+            pool.put(connection)
+        await trio.sleep(5)
+
+        assert served == [(1, 0)]
+        assert pool.statistics().reasons == {"surplus": 1}
+        assert pool.statistics().idle == 1
+
+
 async def test_resize_serves_those_who_wait() -> None:
     async with Pool(FakePeer().connect, max_size=1) as pool, trio.open_nursery() as nursery:
         connection = await pool.get()

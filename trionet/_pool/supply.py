@@ -144,6 +144,7 @@ class Supply(Generic[T]):
         self.ended: Counter[str] = Counter()
         self.retry = Retry(settings.backoff)
         self._generation = 0
+        self._hurried = False
         self._nursery: trio.Nursery | None = None
         self._owner: Owner[T]
         self._change: trio.Event | None = None
@@ -285,7 +286,7 @@ class Supply(Generic[T]):
         if lifetime is not None:
             part = 1 - random.uniform(0, LIFETIME_JITTER)  # noqa: S311 - not a secret
             entry.expires_at = trio.current_time() + lifetime * part
-        if not self.closed and generation == self._generation and self.surplus() <= 0:
+        if not self.closed and generation == self._generation and self.surplus() < 0:
             self._welcome(entry)
             return
         self.live[entry.key] = entry
@@ -348,8 +349,11 @@ class Supply(Generic[T]):
     # Ends
 
     def surplus(self) -> int:
-        """How many open connections there are above the limit."""
-        return self.size - len(self.closing) - self.limit
+        """How many open connections there are above the limit; below it, if negative.
+
+        Dials do not count: they may fail. What they bring is closed if it is too much.
+        """
+        return len(self.live) - self.limit
 
     def retire(self, entry: Entry[T], reason: str) -> trio.CancelScope | None:
         """Close ``entry``, which nobody has now; its slot is free when that is done.
@@ -363,13 +367,15 @@ class Supply(Generic[T]):
         entry.stop_watch()
         reason = entry.doomed or reason
         self.ended[reason] += 1
-        self._learn_from(entry, reason)
         # Shielded, so that the end of everything else does not turn a clean close into a cut.
         scope = trio.CancelScope(shield=True, deadline=trio.current_time() + EXCHANGE_LIMIT)
+        if self._hurried:
+            scope.cancel()
         self.closing[entry.key] = scope
         if self.budget is not None:
             self.budget.closing += 1
         self.start(self._close, entry, scope)
+        self._learn_from(entry, reason)
         self._owner.retired(entry, reason)
         self.changed()
         return scope
@@ -385,7 +391,9 @@ class Supply(Generic[T]):
         if now - entry.born >= PROBATION or (entry.used and reason not in ("dead", "discarded")):
             self.retry.proved()
         elif reason == "dead" and not entry.used and not self.closed:
-            gone = trio.BrokenResourceError(f"{entry.resource!r}: the peer hung up before any use")
+            # Not told by its repr, which may be of any length and run any code.
+            kind = type(entry.resource).__name__
+            gone = trio.BrokenResourceError(f"a new {kind}: the peer hung up before any use")
             self._in_vain(gone, self.retry.tries + 1)
 
     @enable_ki_protection
@@ -431,7 +439,8 @@ class Supply(Generic[T]):
                 scope.cancel()
 
     def cut_short(self) -> None:
-        """Take the grace from everything that is being closed."""
+        """Take the grace from everything that is being closed, now or from now on."""
+        self._hurried = True
         for scope in self.closing.values():
             scope.cancel()
 
