@@ -80,12 +80,12 @@ class _Group(Generic[K, T]):
         self._supply_settings = supply_settings
         self._lender_settings = lender_settings
         self._max_per_key = max_per_key
-        self._arrivals = count()
         self._nursery: trio.Nursery | None = None
-        # Desks where somebody may be waiting; those where nobody does are dropped on sight.
+        # Lenders where somebody may be waiting; those where nobody does are dropped on sight.
         self._hungry: dict[Lender[T], None] = {}
         self.budget = Budget(max_total)
         self.everyone: OrderedDict[Task, Lease[Any]] = OrderedDict()
+        self.arrivals: Iterator[int] = count(1)
         self.lenders: dict[K, Lender[T]] = {}
         self.past: Counter[str] = Counter()
         self.past_reasons: Counter[str] = Counter()
@@ -128,10 +128,8 @@ class _Group(Generic[K, T]):
         for lender in self.lenders.values():
             yield from lender.lent.values()
 
-    def joined(self, lender: Lender[Any], lease: Lease[Any], /, *, first: bool) -> None:
-        """Remember when ``lease`` began to wait, and where."""
-        if not first:
-            lease.arrived = next(self._arrivals)
+    def joined(self, lender: Lender[Any], /) -> None:
+        """Remember where somebody waits."""
         self._hungry[lender] = None
 
     def left(self, lender: Lender[Any], _lease: Lease[Any], /) -> None:

@@ -66,15 +66,17 @@ class Lease(Generic[T]):
     it left half done; a normal end gives it back. Leaving the block is no checkpoint.
     """
 
-    __slots__ = ("_entered", "_entry", "_origin", "arrived", "timeout", "where")
+    __slots__ = ("_entered", "_entry", "_origin", "arrived", "deadline", "timeout", "where")
 
     def __init__(self, origin: Origin[T], timeout: float | None) -> None:
         self._origin = origin
         self._entry: Entry[T] | None = None
         self._entered = False
         self.timeout: float | None = timeout
+        # When that ends, once it has begun to wait.
+        self.deadline: float | None = None
         self.where: list[str] | None = None
-        # Its place among all that wait, where several queues compare theirs.
+        # When it began to wait, compared with others; 0 before all that ever did.
         self.arrived: int = 0
 
     def __repr__(self) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, final
 
 import trio
@@ -43,7 +44,7 @@ from .waiters import WaitQueue
 
 if TYPE_CHECKING:
     from collections import OrderedDict
-    from collections.abc import Awaitable, Collection, Iterable
+    from collections.abc import Awaitable, Collection, Iterable, Iterator
 
     from trio.lowlevel import Task
 
@@ -60,12 +61,13 @@ class Group(Protocol):
     """Several lenders that share a budget, seen from one of them."""
 
     everyone: OrderedDict[Task, Lease[Any]]
+    arrivals: Iterator[int]
     budget: Budget
 
     def lent(self) -> Iterable[Entry[Any]]:
         """Go through what is lent at all lenders."""
 
-    def joined(self, lender: Lender[Any], lease: Lease[Any], /, *, first: bool) -> None:
+    def joined(self, lender: Lender[Any], /) -> None:
         """Take notice that somebody waits at ``lender`` from now on."""
 
     def grow(self, lender: Lender[Any], /) -> None:
@@ -110,7 +112,10 @@ class Lender(Generic[T]):
         self.name = name
         everyone = None if group is None else group.everyone
         left = None if group is None else partial(group.left, self)
-        self.queue: WaitQueue[Lease[T]] = WaitQueue(everyone=everyone, left=left)
+        self._arrivals: Iterator[int] = count(1) if group is None else group.arrivals
+        self.queue: WaitQueue[Lease[T]] = WaitQueue(
+            everyone=everyone, left=left, turn=lambda lease: lease.arrived
+        )
         self.idle = supply.idle
         self.lent = supply.lent
         self.waiting = self.queue.tasks
@@ -234,16 +239,20 @@ class Lender(Generic[T]):
         task = current_task()
         if not self._warned:
             self._warn_of_nesting(task)
+        if not first:
+            lease.arrived = next(self._arrivals)
         self.queue.join(task, lease, first=first)
         if self.group is not None:
-            self.group.joined(self, lease, first=first)
+            self.group.joined(self)
         self.pump()
         if lease.timeout is None:
             return self.queue.wait(task)
-        return self._wait_no_longer_than(lease.timeout, task)
+        if lease.deadline is None:
+            lease.deadline = trio.current_time() + lease.timeout
+        return self._wait_until(lease.deadline, lease.timeout, task)
 
-    async def _wait_no_longer_than(self, timeout: float, task: Task) -> Entry[T]:
-        with trio.move_on_after(timeout):
+    async def _wait_until(self, deadline: float, timeout: float, task: Task) -> Entry[T]:
+        with trio.move_on_at(deadline):
             entry: Entry[T] = await self.queue.wait(task)
             return entry
         self.timed_out += 1

@@ -9,6 +9,7 @@ late and is delivered at the task's next checkpoint, when it already owns what i
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
 import outcome
@@ -35,24 +36,28 @@ class WaitQueue(Generic[WantT]):
       gave_up: how many were cancelled while they waited.
     """
 
-    __slots__ = ("_left", "everyone", "gave_up", "tasks")
+    __slots__ = ("_left", "_turn", "everyone", "gave_up", "tasks")
 
     def __init__(
         self,
         *,
         everyone: OrderedDict[Task, WantT] | None = None,
         left: Callable[[WantT], object] | None = None,
+        turn: Callable[[WantT], int] | None = None,
     ) -> None:
         """Make an empty queue.
 
         Args:
           everyone: one dictionary shared by several queues, which lists all their waiters.
           left: called with what a waiter wanted once it has been cancelled and is out of the queue.
+          turn: tells from what a waiter wants when it first came. Without it, who joins ``first``
+            goes before others who did so.
         """
         self.tasks: OrderedDict[Task, WantT] = OrderedDict()
         self.everyone: Final = everyone
         self.gave_up = 0
         self._left = left
+        self._turn = turn
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -69,16 +74,30 @@ class WaitQueue(Generic[WantT]):
     def join(self, task: Task, want: WantT, *, first: bool = False) -> None:
         """Line the current task up; `wait` has to follow with no checkpoint in between.
 
+        What comes for it until then, `wait` brings at once.
+
         Args:
-          first: in front of everybody, for a task whose turn it already was.
+          first: in front of everybody, for a task whose turn it already was; but not of those who
+            came earlier and are back already, which they are in no order.
         """
         self.tasks[task] = want
         if self.everyone is not None:
             self.everyone[task] = want
         if first:
-            self.tasks.move_to_end(task, last=False)
+            self._advance(task, want, self.tasks)
             if self.everyone is not None:
-                self.everyone.move_to_end(task, last=False)
+                self._advance(task, want, self.everyone)
+
+    def _advance(self, task: Task, want: WantT, line: OrderedDict[Task, WantT]) -> None:
+        """Move ``task`` to the front of ``line``, behind those there who came before it."""
+        turn = self._turn
+        ahead: list[Task] = []
+        if turn is not None:
+            mine = turn(want)
+            ahead.extend(takewhile(lambda other: turn(line[other]) < mine, line))
+        line.move_to_end(task, last=False)
+        for other in reversed(ahead):
+            line.move_to_end(other, last=False)
 
     def wait(self, task: Task) -> Awaitable[Any]:
         """Wait for what `hand_over` or `fail` brings the current task, which has joined.
@@ -89,6 +108,9 @@ class WaitQueue(Generic[WantT]):
         """
 
         def abort(_: object) -> Abort:
+            if task not in self.tasks:
+                # It was served before it got as far as waiting, and trio could not know.
+                return Abort.FAILED
             want = self._remove(task)
             self.gave_up += 1
             if self._left is not None:
