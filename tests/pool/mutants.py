@@ -103,8 +103,9 @@ MUTANTS = (
         7,
         "let a newcomer overtake",
         "waiters.py",
-        "        if first:\n",
-        "        if first or len(self.tasks) == 2:\n",
+        "        if first:\n            self._advance(task, want, self.tasks)",
+        "        if first or len(self.tasks) == 2:\n"
+        "            self.tasks.move_to_end(task, last=False)",
     ),
     Mutant(
         8,
@@ -138,8 +139,8 @@ MUTANTS = (
         9,
         "keep what a dial brings that began before everything expired",
         "supply.py",
-        "generation == self._generation and self.surplus() <= 0:",
-        "generation <= self._generation and self.surplus() <= 0:",
+        "generation == self._generation and self.surplus() < 0:",
+        "generation <= self._generation and self.surplus() < 0:",
     ),
     Mutant(
         10,
@@ -237,8 +238,8 @@ MUTANTS = (
         16,
         "dial without looking for a slot among all keys",
         "keyed.py",
-        "            if budget.taken < budget.limit:\n                hungry",
-        "            if budget.taken <= budget.limit:\n                hungry",
+        "                if budget.taken < budget.limit:\n                    hungry",
+        "                if budget.taken <= budget.limit:\n                    hungry",
     ),
     Mutant(
         16,
@@ -259,23 +260,23 @@ MUTANTS = (
         17,
         "leave a slot that became free at one key to that key",
         "keyed.py",
-        "        for _, hungry in self._claims():\n            if budget.taken",
-        "        for _, hungry in self._claims():\n            if hungry is not lender:\n"
-        "                continue\n            if budget.taken",
+        "            for _, hungry in claims:\n",
+        "            for _, hungry in claims:\n                if hungry is not lender:\n"
+        "                    continue\n",
     ),
     Mutant(
         18,
         "keep for its key what comes free while somebody else has waited longer",
         "keyed.py",
-        "            coming -= 1\n            if coming < 0:\n                return True",
-        "            coming -= 1",
+        "                coming -= 1\n                if coming < 0:\n                    return True",
+        "                coming -= 1",
     ),
     Mutant(
         18,
         "give room to the youngest claim first",
         "keyed.py",
-        "heap.append((first.arrived, number, lender, line))",
-        "heap.append((-first.arrived, number, lender, line))",
+        "heapq.heappush(claims, (first.arrived, number, lender, line))",
+        "heapq.heappush(claims, (-first.arrived, number, lender, line))",
     ),
     Mutant(
         19,
@@ -288,8 +289,10 @@ MUTANTS = (
         19,
         "make room for a claim that the slot being freed already serves",
         "keyed.py",
-        "        coming = budget.closing\n        for _, hungry",
-        "        coming = 0\n        for _, hungry",
+        "        coming = budget.closing\n        with closing(self._claims()) as claims:\n"
+        "            for _, hungry",
+        "        coming = 0\n        with closing(self._claims()) as claims:\n"
+        "            for _, hungry",
     ),
     Mutant(
         20,

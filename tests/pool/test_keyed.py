@@ -22,6 +22,7 @@ from trionet import (
     PoolFullError,
     PoolTimeoutError,
 )
+from trionet._pool.lender import Lender
 
 
 class Peers:
@@ -210,6 +211,51 @@ async def test_two_leases_of_a_forgotten_key_share_its_limit(autojump_clock: Moc
         async with first:
             with pytest.raises(PoolTimeoutError, match=r"1 of 1 slots.*1 of 9 for all keys"):
                 await second.__aenter__()
+
+
+async def test_a_crowd_of_keys_is_not_looked_through_whenever_one_comes_free(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    look = Lender.wanted_dials
+
+    def count(lender: Lender[Any]) -> int:
+        nonlocal looks
+        looks += 1
+        return look(lender)
+
+    served: list[Any] = []
+    async with (
+        KeyedPool(Peers().connect, max_total=1, max_per_key=1) as pool,
+        trio.open_nursery() as nursery,
+    ):
+        async with pool.acquire("first"):
+            for number in range(300):
+                nursery.start_soon(hold, pool, str(number), 1, served)
+                await wait_all_tasks_blocked()
+            monkeypatch.setattr(Lender, "wanted_dials", count)
+        await wait_all_tasks_blocked()
+        assert [key for key, _ in served] == ["0"]
+        assert looks < 20
+
+    assert [key for key, _ in served] == [str(number) for number in range(300)]
+
+
+async def test_keys_that_were_given_up_are_forgotten_by_the_group_too(
+    autojump_clock: MockClock,
+) -> None:
+    async with KeyedPool(Peers().connect, max_total=1, max_per_key=1) as pool:
+        async with pool.acquire("held"), trio.open_nursery() as nursery:
+            nursery.start_soon(hold, pool, "waiting", 1)
+            await wait_all_tasks_blocked()
+            for number in range(1000):
+                with trio.move_on_after(1):
+                    await hold(pool, str(number), 1)
+
+            assert pool.keys == ("held", "waiting")
+            assert len(pool._group._hungry) < 100
+            nursery.cancel_scope.cancel()
+        assert pool.statistics().cancelled == 1001
 
 
 async def test_each_key_has_a_pause_of_its_own(autojump_clock: MockClock) -> None:

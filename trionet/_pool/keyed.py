@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
+from contextlib import closing
 from dataclasses import fields
 from enum import Enum
 from functools import partial
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
 
-from trio.lowlevel import enable_ki_protection
+from trio.lowlevel import current_task, enable_ki_protection
 
 from .lease import Lease
 from .lender import Lender
@@ -38,7 +39,15 @@ from .settings import (
 from .supply import Budget, Supply
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+    from collections.abc import (
+        Awaitable,
+        Callable,
+        Generator,
+        Hashable,
+        Iterable,
+        Iterator,
+        Sequence,
+    )
     from types import TracebackType
 
     import trio
@@ -51,6 +60,10 @@ __all__ = ("KeyedPool",)
 
 K = TypeVar("K", bound="Hashable")
 T = TypeVar("T")
+
+# Notes of who waits that have lost their meaning, beyond as many as there are keys, before they are
+# cleared away.
+SLACK: Final = 64
 
 # What goes on counting after a key is forgotten.
 COUNTS: Final = ("acquired", "cancelled", "timed_out", "connected", "connect_failures", "closed")
@@ -81,8 +94,10 @@ class _Group(Generic[K, T]):
         self._lender_settings = lender_settings
         self._max_per_key = max_per_key
         self._nursery: trio.Nursery | None = None
-        # Lenders where somebody may be waiting; those where nobody does are dropped on sight.
-        self._hungry: dict[Lender[T], None] = {}
+        # Lenders where somebody waits, by when their oldest came or earlier, as a heap. Where
+        # nobody does, and what is listed twice, is dropped on sight.
+        self._hungry: list[tuple[int, int, Lender[T]]] = []
+        self._notes = count()
         self.budget = Budget(max_total)
         self.everyone: OrderedDict[Task, Lease[Any]] = OrderedDict()
         self.arrivals: Iterator[int] = count(1)
@@ -130,7 +145,13 @@ class _Group(Generic[K, T]):
 
     def joined(self, lender: Lender[Any], /) -> None:
         """Remember where somebody waits."""
-        self._hungry[lender] = None
+        if len(self._hungry) > 2 * len(self.lenders) + SLACK:
+            self._hungry.clear()
+            for other in self.lenders.values():
+                self._note(other)
+        elif lender.queue.oldest is current_task():
+            # Otherwise it is known where, and that somebody was there before.
+            self._note(lender)
 
     def left(self, lender: Lender[Any], _lease: Lease[Any], /) -> None:
         """Forget the lender if nobody else waits and nothing is there."""
@@ -148,13 +169,14 @@ class _Group(Generic[K, T]):
         self._tidy(lender)
         budget = self.budget
         coming = budget.closing
-        for _, hungry in self._claims():
-            if budget.taken < budget.limit:
-                hungry.supply.dial()
-            elif coming > 0:
-                coming -= 1
-            elif not self._make_room(hungry):
-                return
+        with closing(self._claims()) as claims:
+            for _, hungry in claims:
+                if budget.taken < budget.limit:
+                    hungry.supply.dial()
+                elif coming > 0:
+                    coming -= 1
+                elif not self._make_room(hungry):
+                    return
 
     def outbids(self, lender: Lender[Any], /) -> bool:
         """Whether a slot is needed more elsewhere than what comes free at ``lender`` is here."""
@@ -164,52 +186,68 @@ class _Group(Generic[K, T]):
         coming = budget.closing
         # What comes free here serves the first in line, whatever is on its way for them.
         here = lender.waiting[lender.queue.oldest].arrived if lender.waiting else None
-        for arrived, _ in self._claims():
-            if here is not None and here <= arrived:
-                return False
-            coming -= 1
-            if coming < 0:
-                return True
+        with closing(self._claims()) as claims:
+            for arrived, _ in claims:
+                if here is not None and here <= arrived:
+                    return False
+                coming -= 1
+                if coming < 0:
+                    return True
         return False
 
-    def _claims(self) -> Iterator[tuple[int, Lender[T]]]:
-        """Go through those who wait for a slot, in the order in which they came.
+    def _claims(self) -> Generator[tuple[int, Lender[T]], None, None]:
+        """Go through those who wait for a slot, in the order in which they came; to be closed.
 
         One for each dial that is wanted: the first in line for whom nothing is on its way are
         meant, so that a lender whose first one is provided for does not go before older ones
-        elsewhere. Yields when each came, and where. What is wanted is found out before the first.
+        elsewhere. Yields when each came, and where.
+
+        Looks no further than its caller does: with as many keys as tasks, and each of them
+        waiting, to look at all of them whenever anything happens would be most of the work.
         """
-        for lender in [lender for lender in self._hungry if not lender.waiting]:
-            del self._hungry[lender]
-        heap: list[tuple[int, int, Lender[T], Iterator[Lease[T]]]] = []
-        for number, lender in enumerate(self._hungry):
-            wanted = lender.wanted_dials()
-            if wanted:
+        hungry = self._hungry
+        seen: dict[Lender[T], None] = {}
+        claims: list[tuple[int, int, Lender[T], Iterator[Lease[T]]]] = []
+        try:
+            while hungry or claims:
+                # Nobody at a lender came before its oldest, so this is what has to be known.
+                if claims and (not hungry or claims[0][0] <= hungry[0][0]):
+                    arrived, number, lender, line = claims[0]
+                    yield arrived, lender
+                    following = next(line, None)
+                    if following is None:
+                        heapq.heappop(claims)
+                    else:
+                        heapq.heapreplace(claims, (following.arrived, number, lender, line))
+                    continue
+                _, number, lender = heapq.heappop(hungry)
+                if lender in seen or not lender.waiting:
+                    continue
+                seen[lender] = None
+                wanted = lender.wanted_dials()
                 covered = len(lender.waiting) - lender.unserved() + len(lender.supply.dials)
                 # A list: dials do not change who waits, but what is closed for them may.
-                line: Iterator[Lease[T]] = islice(
-                    list(lender.waiting.values()), covered, covered + wanted
-                )
+                line = iter(list(islice(lender.waiting.values(), covered, covered + wanted)))
                 first = next(line, None)
                 if first is not None:
-                    heap.append((first.arrived, number, lender, line))
-        heapq.heapify(heap)
-        while heap:
-            arrived, number, lender, line = heap[0]
-            yield arrived, lender
-            following = next(line, None)
-            if following is None:
-                heapq.heappop(heap)
-            else:
-                heapq.heapreplace(heap, (following.arrived, number, lender, line))
+                    heapq.heappush(claims, (first.arrived, number, lender, line))
+        finally:
+            for lender in seen:
+                self._note(lender)
+
+    def _note(self, lender: Lender[T]) -> None:
+        """Have `_claims` look at ``lender`` when it is the turn of its oldest waiter."""
+        if lender.waiting:
+            oldest = lender.waiting[lender.queue.oldest]
+            heapq.heappush(self._hungry, (oldest.arrived, next(self._notes), lender))
 
     def _make_room(self, lender: Lender[T]) -> bool:
         """Close what has been idle longest at any other lender; false if nothing is."""
         oldest = min(
             (
-                next(iter(d.idle.values()))
-                for d in self.lenders.values()
-                if d.idle and d is not lender
+                next(iter(other.idle.values()))
+                for other in self.lenders.values()
+                if other.idle and other is not lender
             ),
             key=lambda entry: entry.idle_since,
             default=None,
