@@ -44,10 +44,14 @@ class Inbox(Pipe):
 
     __slots__ = ("_end", "expected", "parked")
 
+    # A Pipe's own, which are changed here too.
+    received: int
+    unread: int
+
     def __init__(self, end: Owner, capacity: int) -> None:
         super().__init__(capacity)
         self._end = end
-        self.expected = 1
+        self.expected: int = 1
         self.parked: dict[int, Segment] = {}
 
     @property

@@ -54,7 +54,7 @@ class Line:
     __slots__ = ("_free_at", "_random", "link", "timeline")
 
     def __init__(self, timeline: Timeline, link: Link, source: random.Random) -> None:
-        self.timeline = timeline
+        self.timeline: Timeline = timeline
         self.link: Link = link
         self._random = source
         # When the last byte of what was sent has left.

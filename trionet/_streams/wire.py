@@ -137,26 +137,26 @@ class End:
         send_size: int,
         receive_size: int,
     ) -> None:
-        self.line = line
-        self.local = local
-        self.remote = remote
-        self.protocol = protocol
-        self.connection = connection
+        self.line: Line = line
+        self.local: Endpoint = local
+        self.remote: Endpoint = remote
+        self.protocol: str = protocol
+        self.connection: int = connection
         self.peer: Opposite | None = None
-        self.latest = 0.0
-        self.inbox = Inbox(self, receive_size)
-        self.capacity = send_size
+        self.latest: float = 0.0
+        self.inbox: Inbox = Inbox(self, receive_size)
+        self.capacity: int = send_size
         self.not_sent_limit: int | None = None
-        self.sent = 0
-        self.send_closed = False
-        self.receive_closed = False
-        self.orphaned = False
-        self.error = 0
+        self.sent: int = 0
+        self.send_closed: bool = False
+        self.receive_closed: bool = False
+        self.orphaned: bool = False
+        self.error: int = 0
         # Why it broke, for as long as anybody may ask.
-        self.cause = 0
+        self.cause: int = 0
         # The next sequence number to send, the next the other end expects, and what it has room
         # for. 0 was the SYN's.
-        self.next = 1
+        self.next: int = 1
         self._acked = 1
         self._edge = 1
         # What we have told it to have room for.

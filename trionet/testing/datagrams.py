@@ -354,7 +354,7 @@ class _Delivery:
         self._stack = stack
         self._sender = sender
         # One of these each, so that datagrams may overtake one another.
-        self.latest = 0.0
+        self.latest: float = 0.0
 
     def arrive(self, segment: Segment) -> None:
         stack, sender = self._stack, self._sender

@@ -67,14 +67,14 @@ class Route(Line):
     ) -> None:
         super().__init__(world.timeline, link, chance)
         self._world = world
-        self.source = source
-        self.destination = destination
-        self.partitions = 0
-        self.holds = 0
-        self.rejects = 0
-        self.down = 0
+        self.source: str = source
+        self.destination: str = destination
+        self.partitions: int = 0
+        self.holds: int = 0
+        self.rejects: int = 0
+        self.down: int = 0
         self.held: list[Flight] = []
-        self.clean = True
+        self.clean: bool = True
         self.refresh()
 
     def __repr__(self) -> str:

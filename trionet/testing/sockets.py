@@ -60,7 +60,7 @@ class VirtualSocket(SocketType):
         self.number: int = stack.world.next_socket()
         self._family = socket.AddressFamily(family)
         self._proto = proto
-        self.options = Options()
+        self.options: Options = Options()
         self.binding: Binding | None = None
         self._closed = False
         self._sent_eof = False

@@ -17,6 +17,7 @@ from .._streams.segment import Endpoint, Segment
 from .tcp import Backlog, Connection
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable
 
     from .world import World
@@ -81,12 +82,12 @@ class Binding:
         reuse_address: bool = False,
         reuse_port: bool = False,
     ) -> None:
-        self.protocol = protocol
-        self.ip = ip
-        self.port = port
-        self.dual = dual
-        self.reuse_address = reuse_address
-        self.reuse_port = reuse_port
+        self.protocol: str = protocol
+        self.ip: str = ip
+        self.port: int = port
+        self.dual: bool = dual
+        self.reuse_address: bool = reuse_address
+        self.reuse_port: bool = reuse_port
         self.backlog: Backlog | None = None
         self.owner: Callable[[], object] | None = None
 
@@ -123,10 +124,10 @@ class Stack:
     """
 
     def __init__(self, world: World, name: str, addresses: tuple[str, ...]) -> None:
-        self.world = world
-        self.name = name
-        self.addresses = addresses
-        self.off = False
+        self.world: World = world
+        self.name: str = name
+        self.addresses: tuple[str, ...] = addresses
+        self.off: bool = False
         self.bindings: dict[tuple[str, int], list[Binding]] = {}
         # Weak: a socket that nobody holds any more is closed, as by a process that drops it.
         self.sockets: WeakValueDictionary[int, Openable] = WeakValueDictionary()
@@ -135,7 +136,7 @@ class Stack:
         self.errors: dict[str, list[list[int]]] = {}
         self.short_reads: list[int] = []
         self.short_writes: list[int] = []
-        self.chance = world.random(f"host/{name}")
+        self.chance: random.Random = world.random(f"host/{name}")
         self._next_port = EPHEMERAL.start
 
     def __repr__(self) -> str:
@@ -382,7 +383,7 @@ class _Door:
         self._stack = stack
         self._caller = caller
         self._backlog = backlog
-        self.latest = 0.0
+        self.latest: float = 0.0
         self._child: Connection | None = None
 
     def arrive(self, segment: Segment) -> None:

@@ -15,7 +15,7 @@ from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_
 
 from .._streams.segment import Endpoint
 from .sockets import UNIX, VirtualSocket, checked_size, plain_bytes
-from .stack import Stack, failure, is_wildcard
+from .stack import Binding, Stack, failure, is_wildcard
 from .tcp import Backlog, Connection
 
 if TYPE_CHECKING:
@@ -38,9 +38,10 @@ class StreamSocket(VirtualSocket):
     """A TCP socket, or a Unix one."""
 
     kind = socket.SOCK_STREAM
+    binding: Binding | None
 
     def __init__(self, stack: Stack, family: int, proto: int) -> None:
-        self.protocol = "unix" if family == UNIX else "tcp"
+        self.protocol: str = "unix" if family == UNIX else "tcp"
         self.backlog: Backlog | None = None
         self.end: Connection | None = None
         self._path: str | None = None
@@ -151,7 +152,8 @@ class StreamSocket(VirtualSocket):
             if self.end is not None and not (self.end.broken or self.end.finished):
                 return self.end
             code = 0 if self.end is None else self.end.take_error()
-            self.end = self.binding = None
+            self.end = None
+            self.binding = None
             raise failure(code or errno.ECONNABORTED)
         if self.backlog is not None or self.end is not None:
             raise failure(errno.EISCONN)

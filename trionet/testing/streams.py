@@ -36,7 +36,7 @@ class VirtualStream(Stream, trio.abc.HalfCloseableStream):
     def __init__(self, sock: StreamSocket, remote: Address | None = None) -> None:
         """Take over a connected virtual socket."""
         assert sock.end is not None
-        self.socket = sock
+        self.socket: StreamSocket = sock
         self._end: Connection = sock.end
         family = sock.family
         self._local = address_of(family, sock.getsockname())
@@ -210,7 +210,7 @@ class VirtualListener(Listener[VirtualStream]):
 
     def __init__(self, sock: StreamSocket) -> None:
         """Take over a listening virtual socket."""
-        self.socket = sock
+        self.socket: StreamSocket = sock
         self._address = address_of(sock.family, sock.getsockname())
 
     def __repr__(self) -> str:

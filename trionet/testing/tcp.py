@@ -60,6 +60,7 @@ class Connection(End):
     )
 
     line: Route
+    error: int
 
     def __init__(
         self,
@@ -83,12 +84,12 @@ class Connection(End):
             send_size=send_size,
             receive_size=receive_size,
         )
-        self.state = state
+        self.state: str = state
         self.backlog: Backlog | None = None
         self.user_timeout: float | None = None
         self.keepalive: tuple[float, float, int] | None = None
-        self.on_over = on_over
-        self.deaf = False
+        self.on_over: Callable[[Connection], None] = on_over
+        self.deaf: bool = False
         self._over = False
         self._opener: trio.lowlevel.Task | None = None
         self._heard = 0.0
@@ -333,10 +334,10 @@ class Backlog:
     __slots__ = ("_acceptor", "_queue", "closed", "limit", "pending", "sizes")
 
     def __init__(self, limit: int, sizes: tuple[int, int]) -> None:
-        self.limit = limit
-        self.sizes = sizes
-        self.pending = 0
-        self.closed = False
+        self.limit: int = limit
+        self.sizes: tuple[int, int] = sizes
+        self.pending: int = 0
+        self.closed: bool = False
         self._queue: deque[Connection] = deque()
         self._acceptor: trio.lowlevel.Task | None = None
 

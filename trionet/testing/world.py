@@ -14,6 +14,7 @@ from .trace import Trace
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .._streams.timeline import Timeline
     from .rules import Rule
 
 __all__ = ("Place", "World")
@@ -44,16 +45,16 @@ class World:
     """
 
     def __init__(self, seed: int, link: Link, crash: Callable[[Exception], None]) -> None:
-        self.seed = seed
-        self.link = link
-        self.timeline = current_timeline()
-        self.trace = Trace()
+        self.seed: int = seed
+        self.link: Link = link
+        self.timeline: Timeline = current_timeline()
+        self.trace: Trace = Trace()
         self.rules: list[Rule] = []
         self.places: dict[str, Place] = {}
         self.routes: dict[tuple[str, str], Route] = {}
         # Sockets that nobody closed before the garbage collector did, as text.
         self.abandoned: list[str] = []
-        self.crash = crash
+        self.crash: Callable[[Exception], None] = crash
         self._connections = 0
         self._sockets = 0
         # The next host's address, in 10.0.0.0/8 and fd00::/8 (RFC 1918, RFC 4193).
