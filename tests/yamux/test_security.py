@@ -23,7 +23,9 @@ from tests.yamux.support import (
     ping,
     update,
 )
+from trionet._mux.driver import READ_SIZE
 from trionet.yamux import Frame, MuxConfig, State, Stream
+from trionet.yamux.frames import HEADER_SIZE
 
 PROTOCOL_ERROR = ["GO_AWAY - stream 0 length 1"]
 
@@ -45,7 +47,7 @@ def opened(end: Endpoint, stream_id: int = 1) -> Stream:
 
 
 def test_s1_pings_are_answered_up_to_a_limit_then_the_session_ends() -> None:
-    end = Endpoint()
+    end = Endpoint(MuxConfig(max_pongs=64))
 
     end.feed(*(ping(value) for value in range(64)))
     before = end.broken
@@ -54,6 +56,18 @@ def test_s1_pings_are_answered_up_to_a_limit_then_the_session_ends() -> None:
     assert before is None
     assert end.broken == "protocol error: 64 pings without reading an answer"
     assert [str(frame) for frame in end.pull()] == PROTOCOL_ERROR
+
+
+def test_s1_a_peer_that_reads_is_not_taken_for_one_that_does_not() -> None:
+    """However many pings come in one piece, say after this program was busy for long."""
+    end = Endpoint()
+    many = READ_SIZE // HEADER_SIZE
+
+    for _ in range(3):
+        told = end.told(*(ping(value) for value in range(many)))
+        assert told == [f"PING ACK stream 0 length {value}" for value in range(many)]
+
+    assert end.broken is None
 
 
 def test_s1_answers_owed_to_a_stream_do_not_add_up() -> None:
@@ -702,6 +716,40 @@ def test_s16_the_budget_bounds_all_windows_together() -> None:
     assert end.session.budget.used == 0
 
 
+def test_s16_what_a_direction_had_grown_is_given_back_at_its_end() -> None:
+    """The other may go on for hours, and other streams want to grow."""
+    end = Endpoint()
+    stream = opened(end)
+    end.session.round_trip.add(1.0, 0.0)
+    while not stream.incoming.extra:
+        end.feed(data(1, bytes(stream.incoming.remaining)))
+        while stream.inbox is not None:
+            end.session.read(stream)
+        end.pull()
+
+    end.feed(data(1, b"the last"), update(1, FIN))
+    unread = end.session.budget.used
+    end.session.read(stream)
+
+    assert unread == WINDOW
+    assert end.session.budget.used == 0
+    assert stream.state is State.REMOTE_EOF
+
+
+def test_s16_so_it_is_where_all_was_read_before_the_end() -> None:
+    end = Endpoint()
+    stream = opened(end)
+    end.session.round_trip.add(1.0, 0.0)
+    end.feed(data(1, bytes(WINDOW)))
+    while stream.inbox is not None:
+        end.session.read(stream)
+    assert end.session.budget.used == WINDOW
+
+    end.feed(update(1, FIN))
+
+    assert end.session.budget.used == 0
+
+
 # S17: signs of life
 
 
@@ -765,6 +813,64 @@ def test_s17_a_ping_the_carrier_does_not_take_is_no_silence_of_the_peers() -> No
     end.session.tick()
 
     assert end.broken is None
+
+
+def test_s17_a_ping_in_what_the_carrier_holds_has_all_its_time_anew() -> None:
+    end = Endpoint()
+    end.clock.now = 30
+    end.session.tick()
+    end.pull()
+
+    # Batches behind it are taken late, so the carrier is full, and somebody takes from it.
+    for begun in (35, 49, 68):
+        end.clock.now = begun
+        end.session.sending()
+        end.clock.now = begun + 4
+        end.session.tick()
+        end.session.sent()
+    assert end.broken is None
+    assert end.session.next_timeout == 92
+    end.clock.now = 92
+    end.session.tick()
+
+    assert end.broken == "the peer has been silent for 92 seconds"
+
+
+def test_s17_what_the_carrier_takes_at_once_gives_no_time() -> None:
+    end = Endpoint()
+    end.clock.now = 30
+    end.session.tick()
+    end.pull()
+
+    end.clock.now = 45
+    end.session.sending()
+    end.clock.now = 45.01
+    end.session.sent()
+    end.clock.now = 50
+    end.session.tick()
+
+    assert end.broken == "the peer has been silent for 50 seconds"
+
+
+def test_s17_while_the_carrier_takes_nothing_its_own_limit_counts() -> None:
+    end = Endpoint()
+    end.clock.now = 30
+    end.session.tick()
+    end.pull()
+    end.clock.now = 45
+    end.session.sending()
+
+    end.clock.now = 50
+    end.session.tick()
+    before = end.broken
+    end.clock.now = 70
+    end.session.tick()
+    assert end.broken is None
+    end.clock.now = 75
+    end.session.tick()
+
+    assert before is None
+    assert end.broken == "the carrier took nothing for 30 seconds"
 
 
 def test_s17_a_carrier_that_takes_nothing_is_given_up() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.yamux.support import SYN, WINDOW, Endpoint, data, ping, update
-from trionet.yamux import MuxConfig, Stream
+from tests.yamux.support import ACK, SYN, WINDOW, Endpoint, data, go_away, ping, update
+from trionet.yamux import Frame, MuxConfig, Stream
 
 GOODBYE = "GO_AWAY - stream 0 length 0"
 
@@ -56,6 +56,21 @@ def test_after_the_last_word_nothing_is_said_whatever_comes() -> None:
     assert end.session.silent
     assert not end.session.has_output
     assert end.session.data_to_send() == b""
+
+
+def test_a_session_that_asks_whether_it_was_heard_answers_the_same_question() -> None:
+    """Two that close at once would both wait in vain."""
+    end = Endpoint()
+    end.session.shut(barrier=True)
+    assert [str(frame) for frame in end.pull()] == ["PING SYN stream 0 length 1", GOODBYE]
+
+    assert end.told(ping(7), go_away(), update(1, SYN)) == ["PING ACK stream 0 length 7"]
+    before = end.session.heard_out
+    assert end.told(ping(1, ACK)) == []
+
+    assert (before, end.session.heard_out) == (False, True)
+    assert end.told(Frame(7)) == []
+    assert end.session.silent
 
 
 def test_a_tail_that_nobody_takes_is_given_up_though_the_session_closes() -> None:

@@ -38,13 +38,16 @@ class MuxConfig:
         rust-yamux closes the connection.
       max_unacknowledged: streams of ours the peer has not answered yet; one more waits. 256 is
         every known peer's backlog.
-      max_pongs: pings to answer while the peer does not read; one more ends the session.
+      max_pongs: pings to answer while the peer does not read; one more ends the session. The
+        default is more than one receive on the carrier brings, so that a peer that reads cannot
+        reach it, however long this program was busy.
       reset_rate, reset_burst: resets the peer may send or provoke, a second and at once, before
         they count as an attack (CVE-2023-44487, CVE-2025-8671) and end the session.
       strict_ids: take a stream id that comes a second time for the protocol error that it is. Ids
         need not come in order: hashicorp/yamux mixes those of streams opened at once.
       keepalive: silence after which the peer is asked for a sign of life; None: never.
-      keepalive_timeout: further silence after which the peer counts as gone.
+      keepalive_timeout: further silence after which the peer counts as gone. It starts anew while
+        the carrier takes output late: what it holds, the question too, is still on its way.
       write_stall: how long the carrier may not take one batch of output; None: for ever.
       linger, linger_size: after a stream is closed, how long and how much of what the peer still
         sends is read and dropped, before a reset tells it to stop. A reset at once would destroy
@@ -62,7 +65,7 @@ class MuxConfig:
     max_inbound_streams: int = 1024
     max_outbound_streams: int = 480
     max_unacknowledged: int = 256
-    max_pongs: int = 64
+    max_pongs: int = 32 * 1024
     reset_rate: float = 200.0
     reset_burst: int = 1000
     strict_ids: bool = True

@@ -128,8 +128,7 @@ class Inbound:
             self.readable.append(stream)
         # Nothing more is to be granted.
         stream.due &= ~GRANT
-        if stream.state.over:
-            self._settle(stream)
+        self._after_reading(stream)
 
     def on_window_update(self, flags: int, stream_id: int, delta: int) -> None:
         """Meet a window update, or the flags it carries."""
@@ -157,6 +156,8 @@ class Inbound:
     def on_ping(self, flags: int, value: int) -> None:
         """Answer a ping, or take the answer to one of ours. An answer to nothing is ignored."""
         if flags & SYN:
+            if self.output.silent and not self.output.answering:
+                return
             if len(self.output.pongs) >= self.config.max_pongs:
                 raise ProtocolError(f"{self.config.max_pongs} pings without reading an answer")
             self.output.pongs.append(value)
@@ -314,8 +315,11 @@ class Inbound:
                 self._adapt(stream)
             stream.due |= GRANT
             self.output.schedule(stream)
-        if stream.state.over and stream.inbox is None:
-            self._settle(stream)
+        if stream.inbox is None and not stream.state.receives:
+            # Nothing can come any more, however long the other direction goes on.
+            stream.incoming.release(self.budget)
+            if stream.state.over:
+                self._settle(stream)
 
     def _adapt(self, stream: Stream) -> None:
         now = self.clock()
@@ -368,9 +372,8 @@ class Inbound:
         self.news = True
 
     def _forget_all(self) -> None:
-        """Empty the tables: the session has failed."""
+        """Empty the tables: the session has failed. What nobody accepted yet may still be."""
         self.streams.clear()
-        self.backlog.clear()
         self.tails.clear()
         self.lingering.clear()
         self._pings.clear()

@@ -51,7 +51,8 @@ class Output:
       ring: streams with data and credit, the one whose turn it is first.
       go_away: a code to be sent among the control frames.
       last_words: a code to be sent when nothing else is left; then this is `silent` for ever.
-      silent: nothing will be sent any more.
+      silent: nothing will be sent any more, but answers to pings where `answering` is set.
+      answering: whether pings are answered after the last words.
       writable: streams whose data moved and whose writer waits, for the caller to empty.
       bytes_out: how many bytes were pulled.
     """
@@ -61,6 +62,7 @@ class Output:
         "_max_frame_size",
         "_settle",
         "_shared",
+        "answering",
         "bytes_out",
         "control",
         "go_away",
@@ -95,6 +97,7 @@ class Output:
         self.go_away: int | None = None
         self.last_words: int | None = None
         self.silent: bool = False
+        self.answering: bool = False
         self.writable: list[Stream] = []
         self.bytes_out: int = 0
 
@@ -102,7 +105,7 @@ class Output:
     def waiting(self) -> bool:
         """Whether `pull` has something to give."""
         if self.silent:
-            return False
+            return self.answering and bool(self.pongs)
         if self.ring or self.control:
             return True
         return bool(
@@ -150,15 +153,20 @@ class Output:
         self.control.clear()
         self.ring.clear()
         self._bulk = None
+        self.answering = False
         self.go_away = None
         self.last_words = None if self.silent else code
         self.silent = self.silent or code is None
 
     def pull(self, budget: int) -> bytes:
         """Return the next bytes for the carrier: control in full, data up to about ``budget``."""
-        if self.silent:
-            return b""
         parts: list[bytes | bytearray | memoryview] = []
+        if self.silent:
+            if self.answering:
+                self._pull_pongs(parts)
+            data = b"".join(parts)
+            self.bytes_out += len(data)
+            return data
         largest = self._max_frame_size
         if self._shared:
             self._shared -= 1
@@ -189,15 +197,19 @@ class Output:
         if self.pings:
             parts += [pack(0, PING, SYN, 0, value) for value in self.pings]
             self.pings.clear()
-        if self.pongs:
-            parts += [pack(0, PING, ACK, 0, value) for value in self.pongs]
-            self.pongs.clear()
+        self._pull_pongs(parts)
         if self.go_away is not None:
             parts.append(pack(0, GO_AWAY, 0, 0, self.go_away))
             self.go_away = None
         if self.refused:
             parts += [pack(0, WINDOW_UPDATE, RST, stream_id, 0) for stream_id in self.refused]
             self.refused.clear()
+
+    def _pull_pongs(self, parts: list[bytes | bytearray | memoryview]) -> None:
+        if self.pongs:
+            pack = HEADER.pack
+            parts += [pack(0, PING, ACK, 0, value) for value in self.pongs]
+            self.pongs.clear()
 
     def _pull_control(
         self, stream: Stream, parts: list[bytes | bytearray | memoryview], budget: int

@@ -33,6 +33,10 @@ BATCH_SIZE: Final = 64 * 1024
 # long enough for as many that will be answered.
 MAX_UNANSWERED: Final = 1024
 
+# A carrier that takes a batch as late as this was full before, and somebody takes from it: the
+# peer's system, if not the peer. A ping may be somewhere in what it holds.
+HELD_UP: Final = 0.1
+
 LAST_ID: Final = (1 << 32) - 1
 
 
@@ -120,7 +124,7 @@ class Session(Inbound):
         Call it when the carrier can take them: data is chosen at the last moment.
         """
         output = self.output
-        if output.pings:
+        if output.pings and not output.silent:
             now = self.clock()
             for value in output.pings:
                 self._pings[value] = now
@@ -144,6 +148,8 @@ class Session(Inbound):
 
     def sent(self) -> None:
         """Note that the carrier has taken the batch."""
+        if self.keepalive.asked and self._held_up(self.clock()):
+            self.keepalive.restart(self.clock())
         self._sending_since = None
 
     @property
@@ -155,7 +161,7 @@ class Session(Inbound):
     @property
     def silent(self) -> bool:
         """Whether the last byte was given out, and there will be no other."""
-        return self.output.silent
+        return self.output.silent and not self.output.answering
 
     @property
     def heard_out(self) -> bool:
@@ -189,13 +195,18 @@ class Session(Inbound):
         return stream
 
     def accept(self) -> Stream | None:
-        """Take the oldest stream of the peer's that nobody took, or None."""
+        """Take the oldest stream of the peer's that nobody took, or None.
+
+        Those that came before the session failed can be taken after it: a peer that sends and goes
+        has sent.
+        """
         if not self.backlog:
             return None
         stream = self.backlog.pop(next(iter(self.backlog)))
-        # Also where the peer has ended already: it may count on the answer.
-        stream.due |= ACK
-        self._grant_more(stream)
+        if self.failure is None:
+            # Also where the peer has ended already: it may count on the answer.
+            stream.due |= ACK
+            self._grant_more(stream)
         return stream
 
     def refuse(self) -> None:
@@ -203,6 +214,8 @@ class Session(Inbound):
         self.refusing = True
         for stream in list(self.backlog.values()):
             self.reset(stream)
+        # Of a session that has failed, they are still there.
+        self.backlog.clear()
 
     def put(self, stream: Stream, data: bytes | bytearray | memoryview) -> None:
         """Have a copy of ``data`` sent."""
@@ -229,7 +242,9 @@ class Session(Inbound):
     def read(self, stream: Stream, limit: int | None = None) -> bytes:
         """Take what has arrived, at least a byte, and let the peer send as much again."""
         data = stream.read(limit)
-        if self.failure is None and (stream.incoming.consume(len(data)) or stream.state.over):
+        if self.failure is None and (
+            stream.incoming.consume(len(data)) or not stream.state.receives
+        ):
             self._after_reading(stream)
         return data
 
@@ -286,13 +301,16 @@ class Session(Inbound):
 
         Args:
           barrier: send a ping before the go-away. With its answer `heard_out` gets true; the
-            carrier may have no other way to tell.
+            carrier may have no other way to tell. Pings of the peer's, which may be closing at
+            the same time and ask the same, are answered after the go-away, too.
         """
-        if self.closing or self.failure is not None:
+        if self.closing:
+            return
+        self.refuse()
+        if self.failure is not None:
             return
         self.closing = True
-        self._wants_barrier = barrier
-        self.refuse()
+        self._wants_barrier = self.output.answering = barrier
         for stream in list(self.streams.values()):
             self.close(stream)
             self._wake(stream)
@@ -341,6 +359,9 @@ class Session(Inbound):
         verdict = self.keepalive.tick(now)
         if verdict == "ask":
             self._ask()
+        elif verdict == "dead" and self._held_up(now):
+            # The limit on a stalled carrier is what counts now.
+            self.keepalive.restart(now)
         elif verdict == "dead":
             silence = now - self.keepalive.heard_at
             self.fail(Failure(f"the peer has been silent for {silence:g} seconds"))
@@ -350,6 +371,10 @@ class Session(Inbound):
                 self._give_up(stream)
 
     # Inside
+
+    def _held_up(self, now: float) -> bool:
+        since = self._sending_since
+        return since is not None and now - since >= HELD_UP
 
     def _grant_more(self, stream: Stream) -> None:
         """Announce the window with the first frame, where it is more than the protocol's own."""

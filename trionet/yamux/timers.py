@@ -112,6 +112,11 @@ class Keepalive:
         if self.asked and self._asked_at is None:
             self._asked_at = now
 
+    def restart(self, now: float) -> None:
+        """Give the peer all of its time anew to answer a ping that left."""
+        if self._asked_at is not None:
+            self._asked_at = now
+
     def tick(self, now: float) -> str | None:
         """Return ``"ask"`` if a ping is due, ``"dead"`` if its time is over, or None."""
         if now < self.next:
