@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -170,12 +170,15 @@ class Line:
 
     Attributes:
       cut: what is sent from now on arrives nowhere, and nobody is told.
+      buffer: how many bytes the sender's system takes ahead of the line.
     """
 
-    def __init__(self, latency: float, rate: float) -> None:
+    def __init__(self, latency: float, rate: float, buffer: int = 0) -> None:
         self._latency = latency
         self._rate = rate
+        self.buffer = buffer
         self.cut = False
+        self._ended = False
         self._free_at = 0.0
         self._in, self._out = trio.open_memory_channel[tuple[float, bytes]](math.inf)
 
@@ -188,7 +191,7 @@ class Line:
             if not self.cut:
                 self._in.send_nowait((self._free_at + self._latency, segment))
         # The line takes as fast as it carries; what is under way is under way.
-        await trio.sleep_until(self._free_at)
+        await trio.sleep_until(max(now, self._free_at - self.buffer / self._rate))
 
     async def receive(self) -> bytes:
         try:
@@ -199,7 +202,11 @@ class Line:
         return data
 
     def end(self) -> None:
-        if not self.cut:
+        if not self.cut and not self._ended:
+            self._ended = True
+            self._free_at = max(trio.current_time(), self._free_at)
+            with suppress(trio.BrokenResourceError):
+                self._in.send_nowait((self._free_at + self._latency, b""))
             self._in.close()
 
 
@@ -240,11 +247,11 @@ class LinkStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
 
-def link(latency: float, rate: float) -> Callable[[], Awaitable[StreamPair]]:
-    """Make a carrier with ``latency`` each way and ``rate`` bytes a second."""
+def link(latency: float, rate: float, buffer: int = 0) -> Callable[[], Awaitable[StreamPair]]:
+    """Make a carrier with ``latency`` each way, ``rate`` bytes a second and buffers before it."""
 
     async def make() -> StreamPair:
-        there, back = Line(latency, rate), Line(latency, rate)
+        there, back = Line(latency, rate, buffer), Line(latency, rate, buffer)
         return LinkStream(back, there), LinkStream(there, back)
 
     return make
@@ -280,11 +287,13 @@ class Peer:
 
 @asynccontextmanager
 async def against_peer(
-    config: MuxConfig = QUIET, buffer_size: int = 1 << 22
+    config: MuxConfig = QUIET,
+    buffer_size: int = 1 << 22,
+    wrap: Callable[[trio.abc.Stream], trio.abc.Stream] | None = None,
 ) -> AsyncIterator[tuple[MuxSession, Peer]]:
-    """Open a server whose client is a `Peer`."""
+    """Open a server whose client is a `Peer`, over a carrier that ``wrap`` may change."""
     near, far = memory_stream_pair(buffer_size)
-    async with open_mux(far, role="server", config=config) as session:
+    async with open_mux(wrap(far) if wrap else far, role="server", config=config) as session:
         try:
             yield session, Peer(near)
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import partial
 from types import coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import trio
@@ -338,10 +338,16 @@ async def test_the_end_of_the_session_is_the_end_of_its_listener(waits: bool) ->
             nursery.start_soon(wait)
             await wait_all_tasks_blocked()
         else:
-            await peer.send(data(1, b"never accepted", SYN))
+            await peer.send(data(1, b"accepted late", SYN))
         await peer.stream.aclose()
         await wait_all_tasks_blocked()
 
+        if not waits:
+            await listener.wait_acceptable()
+            late = listener.accept_nowait()
+            assert await late.receive_some() == b"accepted late"
+            with pytest.raises(SessionBrokenError, match="the carrier ended"):
+                await late.receive_some()
         await wait()
         with pytest.raises(trio.ClosedResourceError) as caught:
             listener.accept_nowait()
@@ -619,11 +625,11 @@ async def test_what_was_sent_before_the_block_ended_arrives() -> None:
             stream = await client.open_stream()
             await stream.send_all(b"x" * 5000)
             await stream.send_all(b"last")
-        accepted = None
+
+        accepted = await server.listener().accept()
+        assert await receive_all(accepted) == b"x" * 5000 + b"last"
         with pytest.raises(SessionBrokenError):
-            # The peer has gone, and with it the streams nobody had accepted.
-            accepted = await server.listener().accept()
-        assert accepted is None
+            await server.listener().accept()
 
     near, far = memory_stream_pair()
     async with open_mux(far, role="server") as server:
@@ -634,6 +640,50 @@ async def test_what_was_sent_before_the_block_ended_arrives() -> None:
             await stream.send_all(b"last")
 
         assert await receive_all(accepted) == b"x" * 5000 + b"last"
+
+
+@pytest.mark.parametrize("by", ["accept", "Server"])
+@pytest.mark.parametrize("carrier", CARRIERS)
+async def test_streams_that_came_before_the_session_ended_are_accepted_after_it(
+    carrier: str, by: str
+) -> None:
+    near, far = await CARRIERS[carrier]()
+    arrived: list[bytes] = []
+
+    async def speak() -> None:
+        async with open_mux(near, role="client") as client:
+            for number in range(100):
+                async with await client.open_stream() as stream:
+                    await stream.send_all(b"%d" % number)
+
+    async def take(stream: trio.abc.Stream) -> None:
+        async with stream:
+            arrived.append(await receive_all(stream))
+
+    async with trio.open_nursery() as nursery, open_mux(far, role="server") as server:
+        nursery.start_soon(speak)
+        if by == "Server":
+            await trionet.Server(take).serve([server.listener()])
+        else:
+            with suppress(SessionBrokenError):
+                while True:
+                    await take(await server.listener().accept())
+
+    assert sorted(map(int, arrived)) == [*range(100)]
+
+
+async def test_closing_a_session_that_has_ended_forgets_what_nobody_accepted() -> None:
+    async with against_peer() as (session, peer):
+        await peer.send(data(1, b"never accepted", SYN | FIN))
+        await peer.stream.aclose()
+        await wait_all_tasks_blocked()
+        assert session.statistics().unaccepted == 1
+
+        await session.aclose()
+
+        assert session.statistics().unaccepted == 0
+        with pytest.raises(trio.ClosedResourceError):
+            session.listener().accept_nowait()
 
 
 async def test_the_go_away_is_the_last_frame() -> None:
@@ -694,15 +744,47 @@ async def test_closing_waits_no_longer_than_it_may(autojump_clock: trio.testing.
     assert near.closed
 
 
-async def test_closing_waits_briefly_for_a_peer_that_stays(
+async def test_closing_waits_no_longer_for_a_peer_that_stays(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     near, _far = memory_stream_pair(1 << 16)
 
-    async with open_mux(near, role="client"):
+    async with open_mux(near, role="client", config=MuxConfig(close_timeout=2)):
         pass
 
-    assert trio.current_time() == 1
+    assert trio.current_time() == 2
+
+
+@pytest.mark.parametrize("half_close", [True, False])
+async def test_closing_waits_for_a_peer_far_away_to_have_read_everything(
+    half_close: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A socket closed sooner meets the peer's next word with a reset, and drops the rest."""
+    near, far = await link(2, 1e9)()
+    carrier = near if half_close else Whole(near)
+    async with open_mux(far, role="server") as server:
+        async with open_mux(carrier, role="client") as client:
+            stream = await client.open_stream()
+            await stream.send_all(b"all of it")
+
+        assert trio.current_time() == pytest.approx(4, abs=1e-3)
+        async with await server.listener().accept() as accepted:
+            assert await receive_all(accepted) == b"all of it"
+
+
+@pytest.mark.parametrize("half_close", [True, False])
+async def test_two_that_close_at_once_wait_for_one_round_trip(
+    half_close: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def talk(carrier: trio.abc.Stream, role: Literal["client", "server"]) -> None:
+        async with open_mux(carrier if half_close else Whole(carrier), role=role):
+            pass
+        assert trio.current_time() <= 0.2 + 1e-3
+
+    near, far = await link(0.1, 1e9)()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk, near, "client")
+        nursery.start_soon(talk, far, "server")
 
 
 async def test_a_cancelled_block_closes_the_carrier_at_once() -> None:
@@ -716,6 +798,31 @@ async def test_a_cancelled_block_closes_the_carrier_at_once() -> None:
 
     assert scope.cancelled_caught
     assert near.closed
+
+
+class Whole(trio.abc.Stream):
+    """A carrier that cannot be closed by halves, and takes some steps to pass on what came.
+
+    As TLS does, or a session over a session.
+    """
+
+    def __init__(self, inner: trio.abc.Stream) -> None:
+        self._inner = inner
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._inner.send_all(data)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._inner.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self._inner.receive_some(max_bytes)
+        for _ in range(4):
+            await trio.lowlevel.checkpoint()
+        return data
 
 
 class Slow(LinkStream):
@@ -890,8 +997,11 @@ async def test_s17_a_silent_peer_is_given_up_in_time(
     assert not far.closed
 
 
+@pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("_round", range(10))
-def test_s17_what_came_while_the_program_was_busy_is_a_sign_of_life(_round: int) -> None:
+def test_s17_what_came_while_the_program_was_busy_is_a_sign_of_life(
+    _round: int, deep: bool
+) -> None:
     """Whichever task trio runs first then, the timer's or the reader's."""
     clock = trio.testing.MockClock()
 
@@ -906,13 +1016,15 @@ def test_s17_what_came_while_the_program_was_busy_is_a_sign_of_life(_round: int)
                 pending = steps.send((yield pending))
 
     async def main() -> None:
-        async with against_peer(DEFAULTS) as (session, peer):
+        async with against_peer(DEFAULTS, wrap=Whole if deep else None) as (session, peer):
             await wait_all_tasks_blocked()
             assert DEFAULTS.keepalive is not None
             clock.jump(DEFAULTS.keepalive)
             await wait_all_tasks_blocked()
 
             await busy(peer.send(ping(1, ACK)))
+            await wait_all_tasks_blocked()
+            clock.jump(1)
             await wait_all_tasks_blocked()
 
             assert session._driver.error() is None

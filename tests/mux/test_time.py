@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.mux.support import LinkStream, link, receive_all, sessions
+from tests.mux.support import DEFAULTS, LinkStream, link, receive_all, sessions
 from trionet._errors import SessionBrokenError, StreamResetError
 from trionet._mux.session import MuxConfig
 
@@ -126,6 +126,29 @@ async def test_s17_a_slow_line_full_of_data_keeps_the_session_alive(
         assert len(await receive_all(far)) == 200_000
         await far.aclose()
         assert trio.current_time() == pytest.approx(10 + round_trip, rel=0.05)
+
+
+async def test_s17_a_ping_behind_half_a_minute_of_data_in_the_system_is_no_silence(
+    autojump_clock: MockClock,
+) -> None:
+    """The peer has a large window, so it says nothing for longer than the keepalive waits."""
+    rate, buffer, size = 100_000, 4 << 20, 20_000_000
+    large = MuxConfig(window=16 << 20)
+    async with (
+        sessions(link(0.05, rate, buffer), DEFAULTS, large) as pair,
+        trio.open_nursery() as nursery,
+    ):
+        near, far = await pair.streams()
+
+        async def send() -> None:
+            await near.send_all(bytes(size))
+            await near.aclose()
+
+        nursery.start_soon(send)
+
+        assert len(await receive_all(far)) == size
+        await far.aclose()
+        assert trio.current_time() == pytest.approx(size / rate, rel=0.01)
 
 
 @ROUND_TRIPS

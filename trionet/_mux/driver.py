@@ -34,13 +34,18 @@ if TYPE_CHECKING:
 
 __all__ = ("Driver",)
 
-# Once the last frame was sent the peer is read, and what it says dropped, for so long: closing a
-# socket with input unread makes a reset of it, which destroys what the peer has not read yet.
+# After a protocol error was told the peer is read, and what it says dropped, for so long: closing a
+# socket with input unread makes a reset of it, which destroys what the peer has not read yet. A
+# session that was closed waits in the same way, for as long as its configuration says.
 FAREWELL: Final = 1.0
 
 # What one receive on the carrier asks for: more than a batch of the peer's, so that its frames are
 # not cut into a large and a tiny piece each time.
 READ_SIZE: Final = 256 * 1024
+
+# A timer that fires so much too late does so since the program was busy. As long again is given to
+# the reader: what it needs may pass through several tasks, a hub's or those of a session below.
+BUSY: Final = 0.05
 
 # How many passes of the scheduler an acknowledgement, a window update or an end of file waits for
 # data to go with it: as many as a task needs that was just woken, receives, and answers.
@@ -246,7 +251,7 @@ class Driver:
         send_all = self.carrier.send_all
         patience = 0
         try:
-            while not output.silent:
+            while not (output.silent and core.silent):
                 if not (output.ring or core.has_output):
                     patience = PATIENCE
                     self.writer = current_task()
@@ -267,7 +272,6 @@ class Driver:
                     self._arm(stalled_at)
                 await send_all(data)
                 core.sent()
-            self._arm_farewell()
             if core.failure is None or core.failure.code is not None:
                 await self._say_eof()
         except CARRIER_ERRORS as exc:
@@ -287,8 +291,11 @@ class Driver:
                 self._armed = inf
                 self._arm(core.next_timeout)
                 await trio.sleep_forever()
-            # The program may have been busy for long: what came meanwhile is read first.
-            await checkpoint()
+            # What came while the program was busy is read first.
+            if trio.current_time() - self._armed >= BUSY:
+                await trio.sleep(BUSY)
+            else:
+                await checkpoint()
             core.tick()
             self.wake()
             if core.failure is not None and core.silent:

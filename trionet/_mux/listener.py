@@ -58,7 +58,7 @@ class MuxListener(Listener[MuxStream]):
         Raises:
           trio.BusyResourceError: another task is accepting.
           trio.ClosedResourceError: this listener, or the session, is or gets closed here.
-          SessionBrokenError: the session is gone.
+          SessionBrokenError: the session is gone, and all that came before its end was accepted.
 
         If cancelled, no stream is lost.
         """
@@ -132,7 +132,8 @@ class MuxListener(Listener[MuxStream]):
     def _error(self) -> Exception | None:
         if self._closed:
             return trio.ClosedResourceError("this listener is closed")
-        return self._driver.error()
+        # What came before the end of the session is accepted after it, as with TCP.
+        return None if self._driver.core.backlog else self._driver.error()
 
     def _end(self) -> Exception | None:
         """Return why nothing can be accepted, as a `Server` takes it: it drains.
