@@ -63,6 +63,7 @@ class Client:
         self.scope = trio.CancelScope()
         self.state = "waiting"
         self.wire: Wire | None = None
+        self.loan: Any = None
         self.half: Any = None
         self.error: Exception | None = None
         self.order = trio.Event()
@@ -198,7 +199,8 @@ class PlexMachine(RuleBasedStateMachine):
             WRITE: self.plex.writer,
             BOTH: self.plex.borrow,
         }
-        async with call[client.wants](timeout=client.timeout) as half:
+        client.loan = call[client.wants](timeout=client.timeout)
+        async with client.loan as half:
             client.half = half
             client.wire = half._duplex.entry.resource
             client.state = "holding"
@@ -480,7 +482,10 @@ class PlexMachine(RuleBasedStateMachine):
         waiting = self.in_state("waiting")
         board, fleet = self.plex._board, self.plex._fleet
         assert board is not None
-        assert [loan.wants for loan in board.everyone.values()] == [c.wants for c in waiting], "4"
+        assert list(board.everyone.values()) == [client.loan for client in waiting], "4: order"
+        for queue in board.queues.values():
+            numbers = [loan.number for loan in queue.tasks.values()]
+            assert numbers == sorted(numbers), "4: order"
         for client in self.clients:
             if client.scope.cancel_called:
                 assert client.state == "done", "5: a cancel was ignored"

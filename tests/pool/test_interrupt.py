@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 import trionet
+from tests.pool.interrupt import InterruptAtLine
 from tests.pool.peer import FakeConnection, FakePeer
 from trionet import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from types import FrameType
 
-POOL = str(Path(trionet.__file__).parent / "_pool")
+POOL = [str(Path(trionet.__file__).parent / "_pool")]
 # No scenario runs more lines than this.
 MOST_LINES = 3000
-
-
-class InterruptAtLine:
-    """Sends this process a SIGINT when the n-th line of the pool is about to run."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-
-    def __enter__(self) -> Self:
-        self.before = sys.gettrace()
-        sys.settrace(self.call)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(self.before)
-
-    def call(self, frame: FrameType, event: str, arg: object) -> Any:
-        """Follow a function of the pool, and no other."""
-        return self.line if frame.f_code.co_filename.startswith(POOL) else None
-
-    def line(self, frame: FrameType, event: str, arg: object) -> Any:
-        """Count a line."""
-        if event == "line" and self.left > 0:
-            self.left -= 1
-            if self.left == 0:
-                signal.raise_signal(signal.SIGINT)
-        return self.line
 
 
 async def acquire(pool: Pool[FakeConnection]) -> None:
@@ -123,7 +94,7 @@ async def interrupted_at(
     interrupted = False
     async with Pool(peer.connect, max_size=2, min_size=1) as pool:
         await pool.ready()
-        interrupt = InterruptAtLine(n)
+        interrupt = InterruptAtLine(n, POOL)
         try:
             with interrupt:
                 await scenario(pool)
@@ -146,7 +117,7 @@ async def interrupted_at(
 def test_an_interrupt_at_any_line_of_the_end_leaves_nothing_open(keyed: bool) -> None:
     for n in range(1, MOST_LINES):
         peer = FakePeer(close_time=1)
-        interrupt = InterruptAtLine(n)
+        interrupt = InterruptAtLine(n, POOL)
         run = partial(trio.run, open_and_leave, peer, interrupt, keyed)
         try:
             run(clock=MockClock(autojump_threshold=0))

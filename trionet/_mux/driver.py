@@ -19,7 +19,14 @@ from math import inf
 from typing import TYPE_CHECKING, Final, Literal, final
 
 import trio
-from trio.lowlevel import Abort, checkpoint, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import (
+    Abort,
+    checkpoint,
+    current_task,
+    enable_ki_protection,
+    reschedule,
+    wait_task_rescheduled,
+)
 
 from .._address import Address
 from .._errors import SessionBrokenError, Ungrouped
@@ -119,6 +126,7 @@ class Driver:
 
     # For those who change the protocol's state
 
+    @enable_ki_protection
     def kick(self) -> None:
         """Let the writer look, if it waits and there is something to send."""
         task = self.writer
@@ -126,6 +134,7 @@ class Driver:
             self.writer = None
             reschedule(task)
 
+    @enable_ki_protection
     def wake(self) -> None:
         """Look after everybody whose lot the protocol may have changed."""
         core = self.core
@@ -145,6 +154,7 @@ class Driver:
         if self.writer is not None:
             self.kick()
 
+    @enable_ki_protection
     def abandon(self, stream: yamux.Stream) -> None:
         """Reset a stream that nobody holds any more."""
         self.core.reset(stream)
@@ -174,6 +184,7 @@ class Driver:
 
     # Beginning and end
 
+    @enable_ki_protection
     async def run(self) -> None:
         """Drive the session until it is over, then close the carrier.
 
@@ -197,6 +208,7 @@ class Driver:
             finally:
                 self.done.set()
 
+    @enable_ki_protection
     async def aclose(self) -> None:
         """Close all streams, send what is left of them, go away, close the carrier.
 
@@ -213,6 +225,7 @@ class Driver:
                 self._end_forcefully()
         await self.done.wait()
 
+    @enable_ki_protection
     def abort(self) -> None:
         """Close everything now, and the carrier forcefully."""
         self.closed = True
@@ -227,6 +240,7 @@ class Driver:
 
     # The tasks
 
+    @enable_ki_protection
     async def _read(self) -> None:
         core = self.core
         receive_some = self.carrier.receive_some
@@ -245,6 +259,7 @@ class Driver:
             return
         core.receive_eof()
 
+    @enable_ki_protection
     async def _write(self) -> None:
         core = self.core
         output = core.output
@@ -283,6 +298,7 @@ class Driver:
         if isinstance(self.carrier, trio.abc.HalfCloseableStream):
             await self.carrier.send_eof()
 
+    @enable_ki_protection
     async def _keep_time(self) -> None:
         core = self.core
         while True:

@@ -16,6 +16,7 @@ What happened is told to ``on_event`` from a task of its own, when everything is
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import deque
 from typing import TYPE_CHECKING, Final, Generic, Literal, Protocol, TypeVar, final
 
@@ -133,17 +134,16 @@ class Fleet(Generic[T]):
 
     # Beginning and end
 
-    async def enter(self, resources: Callable[[], Sequence[T]]) -> None:
-        """Open, and take over what ``resources()`` makes then.
+    async def enter(self, given: Sequence[Entry[T]]) -> None:
+        """Open, and take over what is ``given``.
 
         If cancelled, nothing is open or taken.
         """
         nursery = await self.lifecycle.enter()
         self.supply.open(nursery, self)
-        given = resources()
         self.base = self.supply.floor = len(given)
-        for resource in given:
-            self.adopt(resource)
+        for entry in given:
+            self.adopt(entry)
 
     def require_open(self) -> None:
         """Raise unless connections can be had.
@@ -200,11 +200,11 @@ class Fleet(Generic[T]):
         """How many connections there are, without those that are on their way out."""
         return len(self.supply.live) - len(self.leaving)
 
-    def adopt(self, resource: T) -> None:
+    def adopt(self, entry: Entry[T]) -> None:
         """Take over a connection; there is room for it."""
         self._adopting = True
         try:
-            self.supply.adopt(resource)
+            self.supply.adopt(entry)
         finally:
             self._adopting = False
         self.added += 1
@@ -297,13 +297,14 @@ class Fleet(Generic[T]):
             for _ in range(self.wanted_dials()):
                 self.supply.dial()
 
-    def joined(self, task: Task, now: float) -> None:
-        """Take notice that ``task`` waits from ``now`` on."""
+    def joined(self, task: Task, since: float) -> None:
+        """Take notice that ``task`` waits, and has since then."""
+        now = trio.current_time()
         if self._short_since is not None:
             # Somebody wants what is missing.
             self._short_since = now
         if self.plan.scale_after is not None:
-            self._patient.append((task, now))
+            insort(self._patient, (task, since), key=_since)
             self.supply.alarm.set(self._impatient_at(now))
         self.grow()
 
@@ -373,3 +374,7 @@ class Fleet(Generic[T]):
         while self._news:
             on_event(self._news[0])
             self._news.popleft()
+
+
+def _since(patient: tuple[Task, float]) -> float:
+    return patient[1]

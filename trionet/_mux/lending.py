@@ -119,7 +119,8 @@ class Switchboard:
         """Wait for what ``loan`` wants: all that changes is done when this returns.
 
         Args:
-          first: it was this task's turn already, so that nobody who waits comes before it.
+          first: it was this task's turn already: it takes what is kept for others, too, and nobody
+            who came later comes before it.
 
         If cancelled, nothing was lent.
         """
@@ -128,10 +129,13 @@ class Switchboard:
         if fleet.exhausted:
             raise fleet.nothing_left()
         task = current_task()
-        if not first:
+        queue = self.queues[loan.wants]
+        queue.join(task, loan)
+        if loan.number:
+            queue.send_back(lambda other: other.number > loan.number)
+        else:
             loan.number = next(self._numbers)
             loan.since = trio.current_time()
-        self.queues[loan.wants].join(task, loan, first=first)
         if first:
             self._serve_first(task)
         elif loan.wants == BOTH:
@@ -139,12 +143,13 @@ class Switchboard:
         if task in self.everyone:
             fleet.joined(task, loan.since)
         if loan.timeout is None:
-            return self.queues[loan.wants].wait(task)
+            return queue.wait(task)
         return self._wait_no_longer_than(loan, task)
 
     async def _wait_no_longer_than(self, loan: AnyLoan, task: Task) -> Half:
         assert loan.timeout is not None
-        with trio.move_on_after(loan.timeout):
+        # Not again so long for who was handed what went on its way to him.
+        with trio.move_on_at(loan.since + loan.timeout):
             half: Half = await self.queues[loan.wants].wait(task)
             return half
         self.timed_out += 1

@@ -12,6 +12,7 @@ from trio.lowlevel import (
     checkpoint,
     checkpoint_if_cancelled,
     current_task,
+    enable_ki_protection,
     reschedule,
     wait_task_rescheduled,
 )
@@ -52,6 +53,7 @@ class MuxListener(Listener[MuxStream]):
         """The carrier's own end."""
         return self._driver.local_address
 
+    @enable_ki_protection
     async def accept(self) -> MuxStream:
         """Take the oldest stream, or wait for one; it is acknowledged to the peer by that.
 
@@ -71,6 +73,7 @@ class MuxListener(Listener[MuxStream]):
         await cancel_shielded_checkpoint()
         return stream
 
+    @enable_ki_protection
     def accept_nowait(self) -> MuxStream:
         """Take the oldest stream.
 
@@ -109,6 +112,7 @@ class MuxListener(Listener[MuxStream]):
         self.close()
         await checkpoint()
 
+    @enable_ki_protection
     def close(self) -> None:
         """Refuse new streams, and reset those that nobody accepted. The session lives on."""
         if self._closed:

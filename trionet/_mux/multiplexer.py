@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, cast, final
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from .._options import Backoff
+from .._pool.entry import Entry
 from .._pool.settings import DEFAULT_BACKOFF, require_count, require_duration, require_seconds
 from ..yamux import MuxConfig
 from ..yamux.config import check_weight
@@ -16,7 +18,7 @@ from .fleet import Fleet
 from .lending import Switchboard
 from .loan import Loan
 from .plan import MultiplexerEvent, Plan
-from .sessions import Sessions, close_session
+from .sessions import Sessions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -175,7 +177,7 @@ class Multiplexer:
             self._board = self._fleet.usage = Switchboard(self._fleet)
         else:
             self._sessions = Sessions(connect, mux)
-            self._fleet = Fleet(connect and self._sessions.connect, plan, close_session)
+            self._fleet = Fleet(connect and self._sessions.connect, plan, self._sessions.close)
             self._sessions.attach(self._fleet)
 
     def __repr__(self) -> str:
@@ -186,17 +188,20 @@ class Multiplexer:
             f"{fleet.usage.waiting()} waiting>"
         )
 
+    @enable_ki_protection
     async def __aenter__(self) -> Self:
         """Open it, and take over the given streams.
 
         Raises:
           RuntimeError: it was entered before.
 
-        If cancelled, nothing is open, and the streams are the caller's.
+        Whatever a stream's own properties raise leaves nothing open, as a cancellation does: then
+        the streams are the caller's.
         """
-        await self._fleet.enter(lambda: [self._resource(stream) for stream in self._streams])
+        await self._fleet.enter([self._prepare(stream) for stream in self._streams])
         return self
 
+    @enable_ki_protection
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -245,6 +250,7 @@ class Multiplexer:
             require_seconds("timeout", timeout)
         return Loan(board, wants, timeout)
 
+    @enable_ki_protection
     async def open_stream(self, *, weight: int = 1, timeout: float | None = None) -> MuxStream:
         """Open a stream on the session that carries the fewest, without a round trip.
 
@@ -271,6 +277,7 @@ class Multiplexer:
 
     # The set
 
+    @enable_ki_protection
     def add(self, *streams: trio.abc.Stream) -> list[trio.abc.Stream]:
         """Take connections over, as many as there is room for, the first ones first.
 
@@ -282,6 +289,8 @@ class Multiplexer:
           ValueError: one is given twice, or is here already. As with the others, none was taken.
           PoolClosedError: the multiplexer is closed.
           RuntimeError: its block has not begun.
+
+        Whatever a stream's own properties raise leaves all of them the caller's, too.
         """
         given = _check_streams("add", streams)
         fleet = self._fleet
@@ -290,8 +299,8 @@ class Multiplexer:
             if self._knows(stream):
                 raise ValueError(f"{stream!r} is one of this multiplexer's connections already")
         room = max(0, fleet.supply.limit - fleet.supply.size)
-        for stream in given[:room]:
-            fleet.adopt(self._resource(stream))
+        for entry in [self._prepare(stream) for stream in given[:room]]:
+            fleet.adopt(entry)
         return given[room:]
 
     def _knows(self, stream: trio.abc.Stream) -> bool:
@@ -299,8 +308,10 @@ class Multiplexer:
             return self._sessions.knows(stream)
         return self._fleet.supply.knows(stream)
 
-    def _resource(self, stream: trio.abc.Stream) -> object:
-        return stream if self._sessions is None else self._sessions.begin(stream)
+    def _prepare(self, stream: trio.abc.Stream) -> Entry[Any]:
+        """Look at a stream, and leave it as it is; what its properties raise, this raises."""
+        resource = stream if self._sessions is None else self._sessions.prepare(stream)
+        return Entry(resource, trio.current_time())
 
     def discard(self, half: ReceiveHalf | SendHalf | BorrowedStream) -> None:
         """Close the connection of something lent, now, whoever has its other half.

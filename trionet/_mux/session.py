@@ -14,6 +14,7 @@ from trio.lowlevel import (
     cancel_shielded_checkpoint,
     checkpoint_if_cancelled,
     current_task,
+    enable_ki_protection,
     reschedule,
     wait_task_rescheduled,
 )
@@ -83,7 +84,7 @@ class MuxSession:
         carrier: trio.abc.Stream,
         role: Literal["client", "server"],
         config: MuxConfig,
-        on_change: Callable[[], object] | None = None,
+        on_change: Callable[[MuxSession], object] | None = None,
     ) -> None:
         # Told, synchronously, after a stream ended or was acknowledged, a go-away, the end.
         self._on_change = on_change
@@ -107,6 +108,7 @@ class MuxSession:
         """Whether the session was closed here."""
         return self._driver.closed
 
+    @enable_ki_protection
     async def open_stream(self, *, weight: int = 1) -> MuxStream:
         """Open a stream without waiting for the peer's acknowledgement.
 
@@ -149,6 +151,7 @@ class MuxSession:
         """
         return self._listener
 
+    @enable_ki_protection
     async def ping(self) -> float:
         """Measure the round trip, in seconds.
 
@@ -177,6 +180,7 @@ class MuxSession:
         round_trip: float = await wait_task_rescheduled(abort)
         return round_trip
 
+    @enable_ki_protection
     async def drain(self) -> None:
         """Let streams end: take and open no new ones, and wait until the last has gone.
 
@@ -259,6 +263,7 @@ class MuxSession:
         stream: MuxStream = await wait_task_rescheduled(abort)
         return stream
 
+    @enable_ki_protection
     def _on_news(self) -> None:
         """Look after those who wait for the session itself."""
         core = self._driver.core
@@ -284,10 +289,11 @@ class MuxSession:
         if self._draining and not core.streams:
             self._drained.set()
         if self._on_change is not None:
-            self._on_change()
+            self._on_change(self)
 
 
 @asynccontextmanager
+@enable_ki_protection
 async def open_mux(
     stream: trio.abc.Stream,
     *,

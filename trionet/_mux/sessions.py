@@ -24,6 +24,7 @@ from trio.lowlevel import (
 )
 
 from .._errors import PoolTimeoutError
+from .._pool.attempt import EXCHANGE_LIMIT, close_resource
 from .._pool.waiters import WaitQueue
 from .session import MuxSession
 from .stream import MuxStream
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from ..yamux import MuxConfig
     from .fleet import Fleet
 
-__all__ = ("Opening", "Sessions", "close_session")
+__all__ = ("Opening", "Sessions")
 
 
 @final
@@ -67,6 +68,8 @@ class Sessions:
         self._config = config
         self._fleet: Fleet[MuxSession]
         self._entries: dict[MuxSession, Entry[MuxSession]] = {}
+        # What sessions run on, from their beginning to the end of their closing.
+        self._carriers: dict[MuxSession, trio.abc.Stream] = {}
         # Those on which streams can be opened, by their protocols.
         self._usable: dict[yamux.Session, Entry[MuxSession]] = {}
         self.everyone: OrderedDict[Task, Opening] = OrderedDict()
@@ -92,22 +95,52 @@ class Sessions:
         stream = await self._dial()
         if not isinstance(stream, trio.abc.Stream):
             raise TypeError(f"connect must return a trio.abc.Stream, got {stream!r}")
-        return self.begin(stream)
-
-    def begin(self, stream: trio.abc.Stream) -> MuxSession:
-        """Begin a session on ``stream``, in a task beside the dials."""
-        session = MuxSession(stream, "client", self._config, lambda: self._changed(session))
-        # Nobody is here to accept what the peer might open.
-        session.listener().close()
-        self._fleet.supply.start(session._driver.run)
+        if self.knows(stream):
+            raise ValueError(f"connect returned {stream!r} a second time")
+        try:
+            session = self.prepare(stream)
+        except BaseException:
+            scope = trio.CancelScope(shield=True, deadline=trio.current_time() + EXCHANGE_LIMIT)
+            await close_resource(stream, None, scope)
+            raise
+        self._begin(session)
         return session
 
+    def prepare(self, stream: trio.abc.Stream) -> MuxSession:
+        """Make a session on ``stream``; nothing happens to that yet.
+
+        Raises whatever its properties raise.
+        """
+        session = MuxSession(stream, "client", self._config, self._changed)
+        # Nobody is here to accept what the peer might open.
+        session.listener().close()
+        return session
+
+    def _begin(self, session: MuxSession) -> None:
+        """Run a session, in a task beside the dials."""
+        self._carriers[session] = session._driver.carrier
+        self._fleet.supply.start(session._driver.run)
+
+    async def close(self, session: MuxSession) -> None:
+        """Close a session. One that broke ends by itself, and its streams go on saying why.
+
+        If cancelled, its carrier is closed forcefully.
+        """
+        try:
+            if session._driver.core.failure is None:
+                await session.aclose()
+            else:
+                await session._driver.done.wait()
+        finally:
+            self._carriers.pop(session, None)
+
     def knows(self, stream: trio.abc.Stream) -> bool:
-        """Whether a session runs on ``stream``."""
-        return any(session._driver.carrier is stream for session in self._entries)
+        """Whether a session runs on ``stream``, or did and is not closed yet."""
+        return any(carrier is stream for carrier in self._carriers.values())
 
     # Opening
 
+    @enable_ki_protection
     async def open_stream(self, weight: int, timeout: float | None) -> MuxStream:
         """Open a stream on the least loaded session; see `trionet.Multiplexer.open_stream`.
 
@@ -124,7 +157,6 @@ class Sessions:
             return stream
         return await self._queue_up(weight, timeout)
 
-    @enable_ki_protection
     async def _queue_up(self, weight: int, timeout: float | None) -> MuxStream:
         fleet = self._fleet
         fleet.require_open()
@@ -176,11 +208,15 @@ class Sessions:
     def settle(self, entry: Entry[MuxSession]) -> None:
         """Open streams on a new session, for those who wait."""
         session = entry.resource
+        if session not in self._carriers:
+            # It was given, not dialled.
+            self._begin(session)
         entry.detour = False
         self._entries[session] = self._usable[session._driver.core] = entry
         self._fleet.supply.shelve(entry)
         self._changed(session)
 
+    @enable_ki_protection
     def _changed(self, session: MuxSession) -> None:
         entry = self._entries.get(session)
         if entry is None or self._fleet.lifecycle.closed:
@@ -264,6 +300,7 @@ class Sessions:
     def disown(self) -> None:
         """Forget all sessions."""
         self._entries.clear()
+        self._carriers.clear()
         self._usable.clear()
 
     def stop(self) -> None:
@@ -281,17 +318,6 @@ class Sessions:
     def streams(self) -> int:
         """How many streams are open on all sessions, those that drain included."""
         return sum(session._driver.core.outbound for session in self._entries)
-
-
-async def close_session(session: MuxSession) -> None:
-    """Close a session. One that broke ends by itself, and its streams go on saying why.
-
-    If cancelled, its carrier is closed forcefully.
-    """
-    if session._driver.core.failure is None:
-        await session.aclose()
-    else:
-        await session._driver.done.wait()
 
 
 def _is_closer(core: yamux.Session, other: yamux.Session | None) -> bool:

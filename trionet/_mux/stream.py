@@ -19,6 +19,7 @@ from trio.lowlevel import (
     checkpoint,
     checkpoint_if_cancelled,
     current_task,
+    enable_ki_protection,
     reschedule,
     wait_task_rescheduled,
 )
@@ -134,6 +135,7 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
         """Whether a `send_all` is under way."""
         return self._send_busy and not self._wants_room
 
+    @enable_ki_protection
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send ``data``, all of it. The buffer may be reused once this returns or raises.
 
@@ -172,6 +174,7 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
         finally:
             self._send_busy = False
 
+    @enable_ki_protection
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """See `trionet.abc.Stream.send_nowait`; of a stream's data 64 KiB are kept to be sent."""
         if self._send_busy:
@@ -206,6 +209,7 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
         finally:
             self._send_busy = self._wants_room = False
 
+    @enable_ki_protection
     async def send_eof(self) -> None:
         """Send end of file, behind all data. A second call does nothing.
 
@@ -229,6 +233,7 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
 
     # Receiving
 
+    @enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive at least one byte and at most ``max_bytes``; ``b""`` is end of file.
 
@@ -300,6 +305,7 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
 
     # Closing
 
+    @enable_ki_protection
     async def aclose(self) -> None:
         """Send what is kept to be sent, then end of file; receive nothing more.
 
@@ -311,11 +317,13 @@ class MuxStream(Stream, trio.abc.HalfCloseableStream):
         self.close()
         await checkpoint()
 
+    @enable_ki_protection
     def close(self) -> None:
         """Close without a checkpoint; ``aclose`` is this and one."""
         self._driver.core.close(self._record)
         self._after_close()
 
+    @enable_ki_protection
     def reset(self) -> None:
         """Give the stream up at once, as a RST does: what is kept to be sent is lost."""
         self._driver.core.reset(self._record)

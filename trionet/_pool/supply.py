@@ -183,15 +183,10 @@ class Supply(Generic[T]):
             return 0
         return self.limit - self.size
 
-    def adopt(self, resource: T) -> Entry[T]:
-        """Take a slot for a connection that somebody else has made, and which is none of ours yet.
-
-        Raises whatever its properties raise; then nothing was taken.
-        """
-        entry = Entry(resource, trio.current_time())
+    def adopt(self, entry: Entry[T]) -> None:
+        """Take a slot for a connection that somebody else has made, and which is no one's yet."""
         self._take_slot()
         self._welcome(entry)
-        return entry
 
     def dial(self) -> None:
         """Take a slot and start connecting, in the context of whoever calls."""

@@ -8,6 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Final, Self, final
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from .. import abc
 from .._options import Link
@@ -103,6 +104,7 @@ class VirtualNetwork(Faults):
 
     # The block
 
+    @enable_ki_protection
     async def __aenter__(self) -> Self:
         if self._world_ is not None:
             raise RuntimeError("a VirtualNetwork is entered once")
@@ -121,6 +123,7 @@ class VirtualNetwork(Faults):
         self._scope.__enter__()
         return self
 
+    @enable_ki_protection
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,

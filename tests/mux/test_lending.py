@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trionet
 from tests.mux.wires import Exchange, Wire
-from trionet import LeaseError, Multiplexer, PoolTimeoutError
+from trionet import BorrowedStream, LeaseError, Multiplexer, PoolTimeoutError
 
 
 def set_of(count: int) -> tuple[Exchange, list[Wire]]:
@@ -418,6 +418,92 @@ async def test_one_whose_connection_goes_on_the_way_to_him_gets_the_next_and_kee
         now = plex.statistics()
         assert now.acquired == 4
         assert now.lost == 1
+
+
+# Which of the two runs first is chance.
+@pytest.mark.parametrize("attempt", range(6))
+async def test_two_who_are_turned_back_together_keep_their_order(attempt: int) -> None:
+    _, wires = set_of(3)
+    served: list[str] = []
+
+    async def use(name: str) -> None:
+        async with plex.borrow():
+            served.append(name)
+            await trio.lowlevel.checkpoint()
+
+    async with Multiplexer(streams=wires) as plex, trio.open_nursery() as nursery:
+        loans = [plex.borrow() for _ in wires]
+        lent = [await loan.__aenter__() for loan in loans]
+        for name in "ABC":
+            nursery.start_soon(use, name)
+            await wait_all_tasks_blocked()
+        # A and B get these, and both go before anybody can run.
+        for loan, stream in zip(loans[:2], lent[:2], strict=True):
+            await loan.__aexit__(None, None, None)
+            discard_what_was_handed_over(plex, stream)
+        await wait_all_tasks_blocked()
+        assert served == []
+        await loans[2].__aexit__(None, None, None)
+
+    assert served == ["A", "B", "C"]
+
+
+async def test_one_who_is_turned_back_and_served_again_at_once_may_be_cancelled_meanwhile() -> None:
+    _, wires = set_of(2)
+    async with Multiplexer(streams=wires) as plex, trio.open_nursery() as nursery:
+        loans = [plex.borrow() for _ in wires]
+        lent = [await loan.__aenter__() for loan in loans]
+        scope = trio.CancelScope()
+        got: list[BorrowedStream] = []
+
+        async def use() -> None:
+            with scope:
+                async with plex.borrow() as stream:
+                    got.append(stream)
+                    await trio.sleep_forever()
+
+        nursery.start_soon(use)
+        await wait_all_tasks_blocked()
+        # All before it can run: it is served, that is lost, something else is free, and the cancel.
+        await loans[0].__aexit__(None, None, None)
+        discard_what_was_handed_over(plex, lent[0])
+        await loans[1].__aexit__(None, None, None)
+        scope.cancel()
+        await wait_all_tasks_blocked()
+
+        assert len(got) == 1
+        now = plex.statistics()
+        assert (now.acquired, now.waiting, now.lent, now.size) == (3, 0, 0, 0)
+
+
+def discard_what_was_handed_over(plex: Multiplexer, stream: BorrowedStream) -> None:
+    """Discard what has just gone from ``stream``'s holder to a task that does not know it yet."""
+    taken = stream._duplex.reader
+    assert taken is not None
+    assert taken is not stream
+    plex.discard(taken)  # type: ignore[arg-type]
+
+
+async def test_one_who_is_turned_back_waits_no_longer_than_his_timeout_in_all(
+    autojump_clock: MockClock,
+) -> None:
+    _, wires = set_of(2)
+    async with Multiplexer(streams=wires) as plex, trio.open_nursery() as nursery:
+        loans = [plex.borrow(), plex.borrow()]
+        first, _ = [await loan.__aenter__() for loan in loans]
+
+        async def wait() -> None:
+            with pytest.raises(PoolTimeoutError, match="within 10 s"):
+                async with plex.borrow(timeout=10):
+                    pass
+            assert trio.current_time() == 10
+
+        nursery.start_soon(wait)
+        await trio.sleep(6)
+        await loans[0].__aexit__(None, None, None)
+        discard_what_was_handed_over(plex, first)
+        await trio.sleep(10)
+        await loans[1].__aexit__(None, None, None)
 
 
 # A peer that has gone

@@ -9,7 +9,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trionet
-from tests.mux.test_plex_set import STEADY, Log
+from tests.mux.test_fleet import STEADY, Log
+from tests.mux.wires import Wire
 from trionet import Multiplexer, MuxConfig, MuxStream, PoolClosedError, PoolTimeoutError
 
 SMALL = MuxConfig(max_outbound_streams=4, keepalive=None)
@@ -373,6 +374,63 @@ async def test_a_connect_that_returns_no_stream_has_failed(autojump_clock: MockC
     async with Multiplexer(connect, mux=QUIET) as plex:
         with pytest.raises(PoolTimeoutError, match="got 5"):
             await plex.open_stream(timeout=1)
+
+
+async def test_a_connection_that_connect_returns_again_is_refused_and_goes_on(
+    autojump_clock: MockClock, farm: Farm
+) -> None:
+    near = farm.make()
+
+    async def connect() -> trio.abc.Stream:
+        return near
+
+    crowd = MuxConfig(max_outbound_streams=1, keepalive=None)
+    async with Multiplexer(connect, capacity=2, scale_after=1, mux=crowd, backoff=STEADY) as plex:
+        async with await plex.open_stream() as stream:
+            with pytest.raises(PoolTimeoutError, match="a second time"):
+                await plex.open_stream(timeout=3)
+            await echo(stream)
+        now = plex.statistics()
+        assert (now.connected, now.size) == (1, 1)
+
+
+async def test_a_connection_is_known_until_it_is_closed(
+    autojump_clock: MockClock, farm: Farm
+) -> None:
+    near, other = farm.make(), farm.make()
+    held, far = trionet.memory_stream_pair(1)
+    quick = MuxConfig(keepalive=None, close_timeout=2)
+    async with Multiplexer(farm.connect, capacity=3, mux=quick, idle_timeout=10) as plex:
+        # Its peer does not read: the going away takes time.
+        assert plex.add(near, held, other) == []
+        await trio.sleep(10.5)
+        assert plex.statistics().closing == 1
+        with pytest.raises(ValueError, match="connections already"):
+            plex.add(held)
+        await trio.sleep(5)
+        assert plex.statistics().size == 0
+        assert held.closed
+    await far.aclose()
+
+
+async def test_a_connection_on_which_no_session_can_begin_is_closed(
+    autojump_clock: MockClock,
+) -> None:
+    class Hostile(Wire):
+        @property
+        def local_address(self) -> trionet.Address:
+            raise KeyError("local_address")
+
+    wires: list[Wire] = []
+
+    async def connect() -> trio.abc.Stream:
+        wires.append(Hostile())
+        return wires[-1]
+
+    async with Multiplexer(connect, mux=QUIET, backoff=STEADY) as plex:
+        with pytest.raises(PoolTimeoutError, match="local_address"):
+            await plex.open_stream(timeout=1)
+    assert [wire.closes for wire in wires] == [1, 1]
 
 
 async def test_a_peer_that_hangs_up_at_once_is_not_dialled_in_a_hurry(

@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trionet
 from tests.mux.wires import Exchange, Wire
-from trionet import LeaseError, Multiplexer, PoolClosedError, PoolTimeoutError
+from trionet import LeaseError, Multiplexer, MuxConfig, PoolClosedError, PoolTimeoutError
 
 
 def set_of(count: int) -> tuple[Exchange, list[Wire]]:
@@ -583,6 +583,37 @@ async def test_more_misuse_is_refused() -> None:
         assert "given back" in repr(loan)
         assert "returned" in repr(half)
         assert repr(plex) == "<Multiplexer: 2 of 2 connections, 0 waiting>"
+
+
+class Hostile(Wire):
+    """One whose properties raise."""
+
+    @property
+    def closed(self) -> bool:
+        raise KeyError("closed")
+
+    @property
+    def local_address(self) -> trionet.Address:
+        raise KeyError("local_address")
+
+
+@pytest.mark.parametrize("mux", [None, MuxConfig()], ids=["halves", "sessions"])
+async def test_a_stream_whose_own_properties_raise_takes_no_other_with_it(
+    mux: MuxConfig | None,
+) -> None:
+    wires = [Wire(), Hostile()]
+    with pytest.raises(KeyError):
+        async with Multiplexer(streams=wires, mux=mux):
+            pytest.fail("it was entered")
+    async with Multiplexer(capacity=2, mux=mux) as plex:
+        with pytest.raises(KeyError):
+            plex.add(*wires)
+        assert plex.statistics().size == 0
+        # It is the caller's, untouched: it may be given again.
+        assert plex.add(wires[0]) == []
+        assert plex.statistics().size == 1
+    assert wires[0].closes == 1
+    assert wires[1].closes == 0
 
 
 async def test_a_connect_that_returns_no_stream_has_failed(autojump_clock: MockClock) -> None:
