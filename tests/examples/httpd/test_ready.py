@@ -195,4 +195,5 @@ async def test_the_first_request_of_a_connection_is_answered_without_a_wait(root
             await stream.aclose()
         server.shutdown()
 
-    assert counter.steps <= 2
+    # Counted at all, the task has one step to answer in and perhaps one to close in.
+    assert 1 <= counter.steps <= 2
