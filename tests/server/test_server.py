@@ -1,11 +1,8 @@
-"""Accepting, isolating and counting."""
+"""Serving, isolating and counting."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import socket
-import struct
 from functools import partial
 from typing import Any
 
@@ -16,36 +13,8 @@ from trio.testing import check_half_closeable_stream, check_two_way_stream, wait
 import trionet
 from tests.conftest import Certificates
 from tests.helpers import read_all
+from tests.server.serving import ask, echo, start
 from trionet import Connection, HalfCloseableConnection, Limits, Server, ServerStatistics
-
-
-async def echo(connection: Connection) -> None:
-    async for data in connection:
-        await connection.send_all(data)
-
-
-async def start(
-    nursery: trio.Nursery,
-    handler: Any,
-    network: str = "memb",
-    address: str = "site",
-    *,
-    ssl_context: Any = None,
-    **settings: Any,
-) -> Server:
-    server = Server(handler, **settings)
-    listeners = await trionet.listen(network, address, ssl_context=ssl_context)
-    await nursery.start(server.serve, listeners)
-    return server
-
-
-async def ask(network: str = "memb", address: str = "site") -> bytes:
-    """Send a word, and return what comes back."""
-    stream = await trionet.dial(network, address)
-    await stream.send_all(b"hello")
-    reply = await stream.receive_some()
-    await stream.aclose()
-    return bytes(reply)
 
 
 @pytest.mark.parametrize(
@@ -356,269 +325,6 @@ async def test_a_silent_handshake_times_out_exactly(
     server.shutdown()
 
 
-async def test_pause_leaves_clients_in_the_backlog_until_there_is_room(
-    nursery: trio.Nursery, autojump_clock: Any
-) -> None:
-    running: list[int] = []
-    most = 0
-
-    async def work(connection: Connection) -> None:
-        nonlocal most
-        running.append(1)
-        most = max(most, len(running))
-        await trio.sleep(1)
-        running.pop()
-
-    server = Server(work, limits=Limits(max_connections=2))
-    listeners = [*await trionet.listen("memb", "a"), *await trionet.listen("memu", "b")]
-    await nursery.start(server.serve, listeners)
-    clients = [await trionet.dial(*("memb", "a") if n % 2 else ("memu", "b")) for n in range(7)]
-    await wait_all_tasks_blocked()
-    assert server.statistics() == ServerStatistics(2, 2, 0, 0, 0)
-
-    async with trio.open_nursery() as waiting:
-        for client in clients:
-            waiting.start_soon(client.receive_some)
-
-    assert most == 2
-    assert trio.current_time() == 4
-    server.shutdown()
-    await server.wait_closed()
-    assert server.statistics() == ServerStatistics(7, 0, 7, 0, 0)
-
-
-async def test_reject_closes_at_once_what_has_no_room(
-    nursery: trio.Nursery, autojump_clock: Any
-) -> None:
-    async def work(connection: Connection) -> None:
-        await trio.sleep(1)
-
-    server = await start(nursery, work, limits=Limits(max_connections=2, overload="reject"))
-    clients = [await trionet.dial("memb", "site") for _ in range(5)]
-    ended: list[float] = []
-    async with trio.open_nursery() as waiting:
-
-        async def wait(client: trionet.MemoryStream) -> None:
-            assert await client.receive_some() == b""
-            ended.append(trio.current_time())
-
-        for client in clients:
-            waiting.start_soon(wait, client)
-    assert sorted(ended) == [0, 0, 0, 1, 1]
-    assert server.statistics() == ServerStatistics(5, 0, 2, 0, 3)
-    assert len(ended) == 5
-    server.shutdown()
-
-
-async def test_the_last_of_max_accepts_starts_the_drain(
-    nursery: trio.Nursery, autojump_clock: Any
-) -> None:
-    server = await start(nursery, echo, limits=Limits(max_accepts=2))
-    assert await ask() == b"hello"
-    assert not server.draining.is_set()
-    await wait_all_tasks_blocked()
-    assert await ask() == b"hello"
-    with pytest.raises(ConnectionRefusedError):
-        await ask()
-    assert (await server.wait_closed()).completed == 1
-    assert server.statistics().accepted == 2
-
-
-async def test_a_paused_server_accepts_nobody_until_it_resumes(
-    nursery: trio.Nursery, autojump_clock: Any
-) -> None:
-    server = await start(nursery, echo)
-    server.pause()
-    client = await trionet.dial("memb", "site")
-    await client.send_all(b"hello")
-    await wait_all_tasks_blocked()
-    assert server.statistics().accepted == 0
-    server.resume()
-    assert await client.receive_some() == b"hello"
-    server.shutdown()
-
-
-async def test_a_normal_end_reads_and_drops_what_would_reset_the_reply(
-    nursery: trio.Nursery,
-) -> None:
-    """On a socket, closing over unread input resets the connection and may eat the reply."""
-
-    async def reply_unread(connection: Connection) -> None:
-        await connection.receive_some(1)
-        await connection.send_all(bytes(50_000))
-
-    server = await start(nursery, reply_unread, "tcp", "127.0.0.1:0")
-    client = await trionet.dial("tcp", str(server.addresses[0]))
-    await client.send_all(bytes(20_000))
-    assert len(await read_all(client)) == 50_000
-    await client.aclose()
-    server.shutdown()
-
-
-async def test_lingering_ends_after_linger_seconds(
-    nursery: trio.Nursery, autojump_clock: Any
-) -> None:
-    async def reply_unread(connection: Connection) -> None:
-        await connection.receive_some(1)
-
-    server = await start(nursery, reply_unread, limits=Limits(linger=2))
-    client = await trionet.dial("memb", "site")
-    await client.send_all(b"xx")
-    assert await client.receive_some() == b""
-    await wait_all_tasks_blocked()
-    assert [one.state for one in server.connections] == ["closing"]
-
-    await trio.sleep(1.9)
-    await client.send_all(b"x")
-    await trio.sleep(0.2)
-    with pytest.raises(trio.BrokenResourceError):
-        await client.send_all(b"x")
-    assert server.statistics().completed == 1
-    server.shutdown()
-
-
-async def test_lingering_ends_after_64_kib(nursery: trio.Nursery, autojump_clock: Any) -> None:
-    async def reply_unread(connection: Connection) -> None:
-        await connection.receive_some(1)
-
-    server = await start(nursery, reply_unread, limits=Limits(linger=2))
-    client = await trionet.dial("memb", "site")
-    with pytest.raises(trio.BrokenResourceError):
-        while True:
-            await client.send_all(bytes(1000))
-    await wait_all_tasks_blocked()
-    # What was dropped, and what filled the buffers meanwhile.
-    assert 65536 < client.bytes_sent < 4 * 65536
-    assert trio.current_time() == 0
-    assert server.statistics().completed == 1
-    server.shutdown()
-
-
-async def test_a_close_notify_nobody_reads_is_bounded_by_linger(
-    nursery: trio.Nursery, autojump_clock: Any, certificates: Certificates
-) -> None:
-    done = trio.Event()
-
-    async def handler(connection: Connection) -> None:
-        await connection.receive_some()
-        done.set()
-
-    server = await start(
-        nursery, handler, "memu", ssl_context=certificates.server, limits=Limits(linger=2)
-    )
-    client = await trionet.dial("memu", "site", ssl_context=certificates.client)
-    await client.send_all(b"x")
-    await done.wait()
-    while server.statistics().active:
-        await trio.sleep(0.25)
-    assert trio.current_time() in {2, 2.25}
-    assert server.statistics().completed == 1
-    server.shutdown()
-
-
-class Exhausted:
-    """Makes the accepts of every memory listener fail as the given errors say, then work."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, *codes: int | None) -> None:
-        self._real = trionet.MemoryListener.accept_nowait
-        self._codes = iter(codes)
-        patch.setattr(trionet.MemoryListener, "accept_nowait", lambda one: self.accept_nowait(one))
-
-    def accept_nowait(self, listener: trionet.MemoryListener) -> trionet.MemoryStream:
-        code = next(self._codes, None)
-        if code is not None:
-            raise OSError(code, "no descriptors")
-        return self._real(listener)
-
-
-async def test_a_client_is_refused_politely_with_the_reserve_descriptor(
-    nursery: trio.Nursery, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Exhausted(monkeypatch, errno.EMFILE)
-    server = await start(nursery, echo)
-    refused = await trionet.dial("memb", "site")
-    assert await refused.receive_some() == b""
-    assert trio.current_time() == 0
-    assert await ask() == b"hello"
-    server.shutdown()
-    await server.wait_closed()
-    assert server.statistics() == ServerStatistics(2, 0, 1, 0, 1)
-
-
-async def test_exhaustion_is_waited_out_and_logged_once_a_second(
-    nursery: trio.Nursery,
-    autojump_clock: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    # Each round of it fails twice: not even the reserve helps.
-    Exhausted(monkeypatch, *[errno.ENFILE] * 24)
-    server = await start(nursery, echo)
-    assert await ask() == b"hello"
-    assert trio.current_time() == pytest.approx(1.2)
-    assert len(caplog.records) == 2
-    assert "trying again" in caplog.text
-    server.shutdown()
-
-
-async def test_a_listener_that_fails_ends_serve_after_a_drain(
-    autojump_clock: Any,
-) -> None:
-    (listener,) = await trionet.listen("memb", "site")
-
-    def accept_nowait(self: Any) -> Any:
-        raise OSError(errno.EBADF, "gone")
-
-    server = Server(echo)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trionet.MemoryListener, "accept_nowait", accept_nowait)
-        await trionet.dial("memb", "site")
-        with pytest.raises(OSError, match="gone"):
-            await server.serve([listener])
-    assert trionet.names("memb") == []
-
-
-async def test_serve_ends_when_its_listeners_were_closed(
-    nursery: trio.Nursery, autojump_clock: Any
-) -> None:
-    server = Server(echo)
-    (listener,) = await trionet.listen("memb", "site")
-    await nursery.start(server.serve, [listener])
-    await wait_all_tasks_blocked()
-    await listener.aclose()
-    assert (await server.wait_closed()).completed == 0
-
-
-async def test_a_foreign_listener_holds_at_most_one_client_unstarted(
-    nursery: trio.Nursery,
-) -> None:
-    running: list[Connection] = []
-    go = trio.Event()
-
-    async def work(connection: Connection) -> None:
-        running.append(connection)
-        await go.wait()
-
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    server = Server(work, limits=Limits(max_connections=1))
-    await nursery.start(server.serve, listeners)
-    port = listeners[0].socket.getsockname()[1]
-    clients = [await trionet.dial("tcp", f"127.0.0.1:{port}") for _ in range(3)]
-    while not running:
-        await trio.sleep(0.001)
-    for _ in range(10):
-        await trio.sleep(0.001)
-    assert server.statistics() == ServerStatistics(1, 1, 0, 0, 0)
-    assert running[0].remote_address == clients[0].local_address
-    go.set()
-    for client in clients:
-        assert await client.receive_some() == b""
-        await client.aclose()
-    server.shutdown()
-    await server.wait_closed()
-    assert server.statistics() == ServerStatistics(3, 0, 3, 0, 0)
-
-
 async def test_start_tls_switches_a_connection_in_use(
     nursery: trio.Nursery, certificates: Certificates
 ) -> None:
@@ -642,21 +348,6 @@ async def test_start_tls_switches_a_connection_in_use(
     server.shutdown()
     await server.wait_closed()
     assert server.statistics().completed == 1
-
-
-async def test_a_reset_before_accept_hurts_nobody(nursery: trio.Nursery) -> None:
-    server = Server(echo)
-    listeners = await trionet.listen("tcp", "127.0.0.1:0")
-    port = listeners[0].address.port
-    for _ in range(3):
-        with socket.create_connection(("127.0.0.1", port or 0)) as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    await nursery.start(server.serve, listeners)
-    assert await ask("tcp", str(listeners[0].address)) == b"hello"
-    server.shutdown()
-    await server.wait_closed()
-    counts = server.statistics()
-    assert counts.accepted == counts.completed + counts.failed == 4
 
 
 @pytest.mark.parametrize(
@@ -740,20 +431,6 @@ async def test_a_tls_client_that_is_cut_off_ends_only_its_connection(
     assert [tls.version for tls in told if tls] == ["TLSv1.3", "TLSv1.3"]
     assert server.statistics().failed == 2
     assert server.statistics().active == 0
-
-
-async def test_closing_what_start_tls_secured_is_bounded_by_linger(
-    nursery: trio.Nursery, autojump_clock: Any, certificates: Certificates
-) -> None:
-    async def upgrade(connection: Connection) -> None:
-        await connection.start_tls(certificates.server)
-
-    server = await start(nursery, upgrade, "memu", limits=Limits(linger=2))
-    client = await trionet.dial("memu", "site")
-    await trionet.start_tls(client, certificates.client, server_hostname="site")
-    await trio.sleep(3)
-    assert server.statistics() == ServerStatistics(1, 0, 1, 0, 0)
-    server.shutdown()
 
 
 async def test_a_broken_upstream_is_the_handlers_error_over_tls_too(
