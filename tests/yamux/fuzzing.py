@@ -78,6 +78,11 @@ def _step(
         assert session.next_timeout > clock.now
     elif session.failure is None and not session.closing:
         _act(what, script, session, streams)
+    elif what == 12:
+        # What came before the end is still to be had.
+        accepted = session.accept()
+        while accepted is not None and accepted.inbox is not None:
+            session.read(accepted)
 
 
 def _act(what: int, script: Script, session: Session, streams: list[Stream]) -> None:
