@@ -30,9 +30,10 @@ def install(session: nox.Session, *groups: str, extras: str = "") -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the test suite, or the part of it named after ``--``."""
+    """Run the test suite on all cores, or the part of it named after ``--``."""
     install(session, "test")
-    session.run("pytest", *session.posargs)
+    # A file's tests stay together: some share what was made for all of them.
+    session.run("pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
     say("The tests passed. Every skipped one is listed above with its reason.")
 
 
