@@ -97,6 +97,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "lender",
             "lifecycle",
             "pool",
+            "group",
             "keyed",
         ),
     ),

@@ -237,7 +237,7 @@ MUTANTS = (
     Mutant(
         16,
         "dial without looking for a slot among all keys",
-        "keyed.py",
+        "group.py",
         "                if budget.taken < budget.limit:\n                    hungry",
         "                if budget.taken <= budget.limit:\n                    hungry",
     ),
@@ -252,14 +252,14 @@ MUTANTS = (
     Mutant(
         17,
         "close nothing to make room",
-        "keyed.py",
+        "group.py",
         "        if oldest is None:\n            return False",
         "        return False",
     ),
     Mutant(
         17,
         "leave a slot that became free at one key to that key",
-        "keyed.py",
+        "group.py",
         "            for _, hungry in claims:\n",
         "            for _, hungry in claims:\n                if hungry is not lender:\n"
         "                    continue\n",
@@ -267,28 +267,28 @@ MUTANTS = (
     Mutant(
         18,
         "keep for its key what comes free while somebody else has waited longer",
-        "keyed.py",
+        "group.py",
         "                coming -= 1\n                if coming < 0:\n                    return True",
         "                coming -= 1",
     ),
     Mutant(
         18,
         "give room to the youngest claim first",
-        "keyed.py",
+        "group.py",
         "heapq.heappush(claims, (first.arrived, number, lender, line))",
         "heapq.heappush(claims, (-first.arrived, number, lender, line))",
     ),
     Mutant(
         19,
         "close what was used last to make room",
-        "keyed.py",
+        "group.py",
         "        oldest = min(",
         "        oldest = max(",
     ),
     Mutant(
         19,
         "make room for a claim that the slot being freed already serves",
-        "keyed.py",
+        "group.py",
         "        coming = budget.closing\n        with closing(self._claims()) as claims:\n"
         "            for _, hungry",
         "        coming = 0\n        with closing(self._claims()) as claims:\n"
@@ -297,14 +297,14 @@ MUTANTS = (
     Mutant(
         20,
         "remember every key",
-        "keyed.py",
+        "group.py",
         "        if supply.size or supply.retry.resting or lender.waiting:\n            return",
         "        return",
     ),
     Mutant(
         20,
         "forget what was done for a key with the key",
-        "keyed.py",
+        "group.py",
         "        self.past.update({name: getattr(now, name) for name in COUNTS})",
         "",
     ),
