@@ -104,13 +104,11 @@ class Entry(Generic[T]):
             self.watched_idle = self.detour = True
         if self.watched:
             self.aging = self.probe is not None
-        elif self.watched_idle:
-            hung_up = find_hangup_probe(self.socket)
-            if self.probe is None:
-                # What TLS leaves unread, session tickets say, makes it readable for no reason.
-                self.probe = hung_up
-            if self._gone is None:
-                self._gone = hung_up
+        elif self.watched_idle and self.probe is None:
+            # What TLS leaves unread, session tickets say, makes it readable for no reason.
+            self.probe = find_hangup_probe(self.socket)
+        if self._gone is None and (self.watched or self.watched_idle):
+            self._gone = find_hangup_probe(self.socket)
 
     def resume_watch(self, callback: Callable[[], object]) -> None:
         """Watch what is ``watched_idle`` as it becomes idle."""
