@@ -2,8 +2,8 @@
 
 For libraries that do not ask trio what time it is: ``httpcore`` ages its connections by
 ``time.monotonic``, HTTP servers date their responses by ``time.time``. Only for the thread that is
-in the block. Out of reach: ``datetime.now()``, ``time.clock_gettime``, and a function that was
-imported by its name before.
+in the block. Out of reach: ``datetime.now()``, ``time.clock_gettime``, the processor's
+time, and a function that was imported by its name before.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def virtual_wall_clock(clock: MockClock) -> Iterator[None]:
     ``clock`` must have been made outside the block: it keeps the real clock that it found.
     """
     real: dict[str, Callable[..., Any]] = {
-        name: getattr(time, name) for name in ("gmtime", "localtime", "ctime", "strftime")
+        name: getattr(time, name)
+        for name in ("gmtime", "localtime", "asctime", "ctime", "strftime")
     }
 
     def now() -> float:
@@ -44,8 +45,8 @@ def virtual_wall_clock(clock: MockClock) -> Iterator[None]:
         return round(seconds * 1_000_000_000)
 
     def sleep(seconds: float, /) -> None:
-        if seconds < 0:
-            raise ValueError("sleep length must be non-negative")
+        if not seconds >= 0:
+            raise ValueError(f"sleep length must be non-negative, got {seconds!r}")
         clock.jump(seconds)
 
     def of_now(name: str) -> Callable[..., Any]:
@@ -53,6 +54,10 @@ def virtual_wall_clock(clock: MockClock) -> Iterator[None]:
             return real[name](now() if seconds is None else seconds)
 
         return answer
+
+    def asctime(moment: Any = None, /) -> str:
+        shown: str = real["asctime"](real["localtime"](now()) if moment is None else moment)
+        return shown
 
     def strftime(template: str, moment: Any = None, /) -> str:
         shown: str = real["strftime"](
@@ -70,6 +75,7 @@ def virtual_wall_clock(clock: MockClock) -> Iterator[None]:
         "sleep": sleep,
         "gmtime": of_now("gmtime"),
         "localtime": of_now("localtime"),
+        "asctime": asctime,
         "ctime": of_now("ctime"),
         "strftime": strftime,
     }
