@@ -154,6 +154,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "entropy",
             "wall_clock",
             "task_tree",
+            "threads",
             "watch",
             "simulation",
             "certificates",

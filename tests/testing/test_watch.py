@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
 
+import anyio.from_thread
+import anyio.to_thread
 import pytest
 import trio
 import trio.testing
@@ -108,6 +111,39 @@ def test_shielded_tasks_do_not_turn_a_deadlock_into_a_hang() -> None:
                 async with trio.open_nursery() as inner:
                     inner.start_soon(shielded, trio.Event())
                     inner.start_soon(trio.sleep_forever)
+
+    with pytest.raises(Deadlock) as caught:
+        simulate(main)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_shielded_task_that_is_woken_is_no_longer_waited_for_by_what_it_waited_for(
+    seed: int,
+) -> None:
+    async def waits_with_clean_up(event: trio.Event, other: trio.Event) -> None:
+        with trio.CancelScope(shield=True):
+            try:
+                await event.wait()
+            finally:
+                # Perhaps the one who waited for it is gone, perhaps just woken.
+                other.set()
+
+    async def main() -> None:
+        one, other = trio.Event(), trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(waits_with_clean_up, one, other)
+            nursery.start_soon(waits_with_clean_up, other, trio.Event())
+            nursery.start_soon(shielded, other)
+
+    with pytest.raises(Deadlock) as caught:
+        simulate(main, seed=seed)
+    assert caught.value.__cause__ is None
+
+
+def test_a_task_that_cannot_be_cancelled_is_woken_in_the_end() -> None:
+    async def main() -> None:
+        await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
 
     with pytest.raises(Deadlock) as caught:
         simulate(main)
@@ -226,6 +262,25 @@ def test_waiting_for_a_real_socket_ends_the_run_before_time_passes(
         simulate(program)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread waits for a process")
+def test_a_process_is_of_the_real_world_too_and_clean_up_sees_it_end() -> None:
+    ended: list[int] = []
+
+    async def main() -> None:
+        process = await trio.lowlevel.open_process([sys.executable, "-c", "input()"], stdin=-1)
+        assert process.stdin is not None
+        try:
+            await process.wait()
+        finally:
+            with trio.CancelScope(shield=True):
+                await process.stdin.aclose()
+                ended.append(await process.wait())
+
+    with pytest.raises(EscapeError, match="or a process of the real operating system"):
+        simulate(main)
+    assert ended == [1]
+
+
 def test_real_sockets_that_wait_through_the_hub_are_found_too() -> None:
     waiting = readiness.DIRECT_WAITS + 1
     numbers: list[tuple[int, int]] = []
@@ -298,6 +353,91 @@ def test_virtual_time_goes_on_while_a_thread_waits_for_a_task() -> None:
     assert simulate(main).time == 35
 
 
+def test_virtual_time_goes_on_while_a_thread_that_may_be_abandoned_waits_for_a_task() -> None:
+    async def main() -> None:
+        def in_thread() -> None:
+            trio.from_thread.run(trio.sleep, 30)
+
+        await trio.to_thread.run_sync(in_thread, abandon_on_cancel=True)
+
+    assert simulate(main).time == 30
+
+
+def test_virtual_time_goes_on_while_a_thread_of_anyios_waits_for_a_task() -> None:
+    async def main() -> None:
+        def in_thread() -> None:
+            anyio.from_thread.run(anyio.sleep, 30)
+
+        await anyio.to_thread.run_sync(in_thread)
+
+    assert simulate(main).time == 30
+
+
+def test_virtual_time_waits_for_a_thread_while_a_strangers_waits_for_a_task() -> None:
+    threads: list[threading.Thread] = []
+
+    async def main() -> bool:
+        slept = trio.Event()
+
+        async def sleeps() -> None:
+            await trio.sleep(30)
+            slept.set()
+
+        stranger = functools.partial(
+            trio.from_thread.run, sleeps, trio_token=trio.lowlevel.current_trio_token()
+        )
+        threads.append(threading.Thread(target=stranger))
+        threads[0].start()
+        with trio.move_on_after(10) as scope:
+            await trio.to_thread.run_sync(time.sleep, 0.05)
+        await slept.wait()
+        return scope.cancelled_caught
+
+    run = simulate(main)
+    threads[0].join()
+
+    assert not run.result
+    assert run.time == 30
+
+
+def test_virtual_time_waits_for_a_thread_while_another_task_waits_for_its_turn() -> None:
+    async def main() -> None:
+        limiter = trio.CapacityLimiter(1)
+        with trio.move_on_after(10):
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    sleep = functools.partial(trio.to_thread.run_sync, limiter=limiter)
+                    nursery.start_soon(sleep, time.sleep, 0.02)
+
+    assert simulate(main).time == 0
+
+
+def test_a_thread_that_trio_does_not_count_may_still_wake_somebody() -> None:
+    async def main() -> str:
+        token = trio.lowlevel.current_trio_token()
+        event = trio.Event()
+        trio.lowlevel.start_thread_soon(
+            lambda: time.sleep(0.05), lambda _: token.run_sync_soon(event.set)
+        )
+        await event.wait()
+        return "woken"
+
+    # The second run finds the thread of the first, which trio keeps.
+    assert [simulate(main).result for _ in range(2)] == ["woken", "woken"]
+
+
+def test_threads_that_trio_keeps_for_later_do_not_delay_a_deadlock() -> None:
+    async def main() -> None:
+        await trio.to_thread.run_sync(time.sleep, 0.001)
+        await trio.sleep_forever()
+
+    started = time.monotonic()
+    with pytest.raises(Deadlock) as caught:
+        simulate(main)
+    assert time.monotonic() - started < watch.PATIENCE
+    assert "Threads started meanwhile" not in str(caught.value)
+
+
 def test_threads_and_timers_take_turns() -> None:
     async def main() -> list[float]:
         moments = []
@@ -359,8 +499,11 @@ def test_a_thread_that_waits_for_a_task_for_ever_is_a_deadlock() -> None:
 
         await trio.to_thread.run_sync(in_thread)
 
+    started = time.monotonic()
     with pytest.raises(Deadlock):
         simulate(main)
+    # And nothing is to be expected from it.
+    assert time.monotonic() - started < watch.PATIENCE
 
 
 def test_a_strangers_thread_may_still_wake_somebody() -> None:

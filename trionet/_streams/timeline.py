@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, final
 import trio
 from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
 
-__all__ = ("Target", "Timeline", "current_timeline", "random_root")
+__all__ = ("Target", "Timeline", "current_timeline", "existing_timeline", "random_root")
 
 # Entries that were taken back stay until they come to the top, or until they are so many.
 VOID_LIMIT: Final = 64
@@ -79,6 +79,16 @@ class Timeline:
                 self._started = True
                 trio.lowlevel.spawn_system_task(self._pump, name="trionet.timeline")
         return number
+
+    def catch_up(self) -> None:
+        """Let happen what is due, without waiting for trio to find that the deadline is past.
+
+        For whoever wants it to happen before anything else of the same moment: where several
+        deadlines pass at once, trio takes them in the order of memory addresses.
+        """
+        heap = self._heap
+        if self._scope is not None and heap and heap[0][0] <= trio.current_time():
+            self._scope.cancel()
 
     def cancel(self, number: int) -> None:
         """Take back what `at` scheduled and what has not happened yet."""
@@ -152,17 +162,23 @@ class Timeline:
                 await wait_task_rescheduled(abort)
 
 
-_current: Final[trio.lowlevel.RunVar[Timeline]] = trio.lowlevel.RunVar("trionet.timeline")
+_current: Final[trio.lowlevel.RunVar[Timeline | None]] = trio.lowlevel.RunVar(
+    "trionet.timeline", None
+)
 
 # What every named stream of random numbers of this run starts from; `simulate` sets it.
 random_root: Final[trio.lowlevel.RunVar[int]] = trio.lowlevel.RunVar("trionet.random_root", 0)
 
 
+def existing_timeline() -> Timeline | None:
+    """Return this run's timeline, or None as long as nobody has asked for one."""
+    return _current.get()
+
+
 def current_timeline() -> Timeline:
     """Return this run's timeline."""
-    try:
-        return _current.get()
-    except LookupError:
+    timeline = _current.get()
+    if timeline is None:
         timeline = Timeline()
         _current.set(timeline)
-        return timeline
+    return timeline

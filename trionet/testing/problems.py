@@ -24,7 +24,7 @@ class Deadlock(SimulationError):  # noqa: N818 - a word of its own
 
 @final
 class EscapeError(SimulationError):
-    """A task waits for a socket, or a pipe, of the real operating system.
+    """A task waits for a socket, a pipe or a process of the real operating system.
 
     Virtual time would pass it by, and no seed decides what arrives there. Usually somebody made a
     socket of the standard library's, or there is no `VirtualNetwork` around.

@@ -20,9 +20,7 @@ even then, the tasks at the ends of the tree are woken with the problem itself, 
 from __future__ import annotations
 
 import hashlib
-import inspect
-import threading
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, Final, final
 
 import outcome
@@ -30,12 +28,17 @@ import trio
 import trio.testing
 
 from .._streams import readiness
+from .._streams.timeline import existing_timeline
 from .problems import Deadlock, EscapeError, OutrunError, SimulationError, TimeLimitError
 from .task_tree import children_of, task_tree, walk_tasks
+from .threads import busy_threads, keeps_threads, other_threads, thread_at_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType
+    from typing import NoReturn
+
+    from .._streams.timeline import Timeline
 
 __all__ = ("PATIENCE", "Watch")
 
@@ -43,16 +46,17 @@ __all__ = ("PATIENCE", "Watch")
 PATIENCE: Final = 5.0
 # Passes without a step after which nothing is expected to come: about a millisecond.
 IDLE_PASSES: Final = 50
+# Real seconds in which a thread that was given work has begun with it, on a busy machine.
+START: Final = 0.1
 # Virtual seconds that shielded clean-up may take once the run is over: more than any timeout in it.
 CLEAN_UP: Final = 3600.0
-# Steps are hashed that many at a time.
+# Steps, and moments between them, are hashed that many at a time.
 _BATCH: Final = 4096
 # trio's own task for callbacks from threads and signal handlers, which come when they like.
 _CALLBACKS: Final = "<TrioToken.run_sync_soon task>"
 _GUARD: Final = "<trionet.testing.simulate guard>"
 _DEADLOCK: Final = "nothing can happen any more: every task waits, and no deadline is pending"
 _WAITING: Final[CodeType] = trio.lowlevel.wait_task_rescheduled.__code__
-_IN_THREAD: Final[CodeType] = inspect.unwrap(trio.to_thread.run_sync).__code__
 INFINITY: Final = float("inf")
 
 
@@ -80,17 +84,21 @@ class Watch(trio.abc.Instrument):
         self._numbers: dict[trio.lowlevel.Task, int] = {}
         self._spawned = 0
         self._hash = hashlib.sha256()
-        self._batch: list[int] = []
+        self._batch: list[float] = []
         self._scheduled = 0
         self._stepped = 0
         self._looked = -1
         self._idle = 0
+        self._idle_since = 0.0
         # The guard while it is parked, and None while it is runnable.
         self._guard: trio.lowlevel.Task | None = None
         self._holding = False
         self._since = 0.0
         self._ends = INFINITY
-        self._threads = frozenset(threading.enumerate())
+        self._threads = frozenset(other_threads())
+        self._timeline: Timeline | None = None
+        # Those that would not be woken when it was tried.
+        self._stubborn: set[trio.lowlevel.Task] = set()
 
     # For whoever runs the run
 
@@ -114,7 +122,7 @@ class Watch(trio.abc.Instrument):
         return so_far.hexdigest()
 
     def _pending(self) -> bytes:
-        return (" ".join(map(str, self._batch)) + "\n").encode()
+        return "".join([f"{one!r} " for one in self._batch]).encode()
 
     def _flush(self) -> None:
         self._hash.update(self._pending())
@@ -156,20 +164,18 @@ class Watch(trio.abc.Instrument):
 
     def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's signature
         """Let the clock go on once the threads have, or end the run if they do not."""
+        # What comes due now, before trio ends the scopes of this moment: in which order it would
+        # take the two, no seed decides.
+        if self._timeline is None:
+            self._timeline = existing_timeline()
+        if self._timeline is not None:
+            self._timeline.catch_up()
         if not self._holding:
             return
         if self._scheduled - self._stepped > (self._guard is None):
             self._let_go()
-        elif self.problem is None and perf_counter() - self._since >= PATIENCE:
-            if trio.lowlevel.current_statistics().seconds_to_next_deadline < INFINITY:
-                self._stop(
-                    OutrunError,
-                    f"a thread has been running for {PATIENCE:g} real seconds, and virtual time "
-                    "would pass it by",
-                )
-            elif not self._thread_at_work():
-                self._let_go()
-                self._stop(Deadlock, _DEADLOCK)
+        elif perf_counter() - self._since >= PATIENCE:
+            self._lose_patience()
 
     # Judging
 
@@ -177,8 +183,8 @@ class Watch(trio.abc.Instrument):
         now = self._clock.current_time()
         if now != self.time:
             self.time = now
-            self._flush()
-            self._hash.update(f"{now!r}\n".encode())
+            # repr() of a float tells every one from every other, and from the number of a task.
+            self._batch.append(now)
             jumped = self._stepped == self._looked
             late = self._time_limit is not None and now > self._time_limit
             if jumped and not late and now <= self._ends:
@@ -189,50 +195,63 @@ class Watch(trio.abc.Instrument):
         if self.problem is None and _escapes(statistics.io_statistics):
             self._stop(
                 EscapeError,
-                "a task waits for a socket or a pipe of the real operating system, which virtual "
-                "time would pass by",
+                "a task waits for a socket, a pipe or a process of the real operating system, "
+                "which virtual time would pass by",
             )
         elif self.problem is None and self._time_limit is not None and now > self._time_limit:
             self._stop(
                 TimeLimitError, f"the run takes more than {self._time_limit:g} virtual seconds"
             )
-        elif self._thread_at_work():
+        elif thread_at_work():
             self._hold_on()
         elif statistics.seconds_to_next_deadline == INFINITY:
             self._idle += 1
-            if self._idle > IDLE_PASSES:
+            if self._idle == 1:
+                self._idle_since = perf_counter()
+            elif self._idle > IDLE_PASSES:
                 self._judge_idleness()
         elif now > self._ends:
             self._insist()
 
     def _judge_idleness(self) -> None:
-        if self.problem is not None:
-            self._idle = 0
-            self._insist()
-        elif self._strange_threads():
+        if self.problem is None:
+            patient = not self._threads.issuperset(busy_threads())
+            if not patient and self._may_start():
+                return
+        else:
+            # Clean-up may have to see a process end, or a real socket.
+            patient = _escapes(trio.lowlevel.current_statistics().io_statistics)
+        if patient:
             self._hold_on()
         else:
+            self._end_idleness()
+
+    def _may_start(self) -> bool:
+        """Give those threads that trio keeps a moment: they may have been given work just now."""
+        waits = keeps_threads() and perf_counter() - self._idle_since < START
+        if waits:
+            sleep(START / 100)
+        return waits
+
+    def _end_idleness(self) -> None:
+        if self.problem is None:
             self._stop(Deadlock, _DEADLOCK)
+        else:
+            self._idle = 0
+            self._insist()
 
-    def _thread_at_work(self) -> bool:
-        """Say whether a thread of trio's is doing anything but to wait for a task."""
-        active = trio.testing.active_thread_count()
-        if not active:
-            return False
-        served = 0
-        for task in walk_tasks(_root()):
-            frames = [frame.f_code for frame, _ in task.iter_await_frames()]
-            if _IN_THREAD in frames:
-                inside = frames[frames.index(_IN_THREAD) + 1 :]
-                served += bool(inside) and inside[0] is not _WAITING
-        return active > served
-
-    def _strange_threads(self) -> list[threading.Thread]:
-        return [
-            thread
-            for thread in threading.enumerate()
-            if thread not in self._threads and not thread.name.startswith("Trio thread ")
-        ]
+    def _lose_patience(self) -> None:
+        timers = trio.lowlevel.current_statistics().seconds_to_next_deadline < INFINITY
+        if not thread_at_work():
+            self._let_go()
+            if not timers:
+                self._end_idleness()
+        elif timers and self.problem is None:
+            self._stop(
+                OutrunError,
+                f"a thread has been running for {PATIENCE:g} real seconds, and virtual time would "
+                "pass it by",
+            )
 
     # Putting the jump off
 
@@ -267,23 +286,52 @@ class Watch(trio.abc.Instrument):
             f"{text} (virtual time {self.time:g} s)",
             task_tree(self._main, self._name, order=lambda task: numbers.get(task, 0)),
         ]
-        strange = ", ".join(thread.name for thread in self._strange_threads())
+        strange = ", ".join(one.name for one in busy_threads() if one not in self._threads)
         if strange:
             parts.append(f"Threads started meanwhile, which trio may not know of: {strange}")
         self.problem = kind("\n".join(parts))
         self._ends = self.time + CLEAN_UP
-        if self._at_problem is not None:
-            self._at_problem()
-        self._scope.cancel()
+        try:
+            if self._at_problem is not None:
+                self._at_problem()
+        finally:
+            self._scope.cancel()
 
     def _insist(self) -> None:
         assert self._main is not None
         assert self.problem is not None
         for task in list(walk_tasks(self._main)):
-            if not children_of(task):
-                # Its own: a traceback belongs to one place.
-                again = type(self.problem)(str(self.problem))
-                trio.lowlevel.reschedule(task, outcome.Error(again))
+            if children_of(task):
+                continue
+            # Its own: a traceback belongs to one place.
+            again = type(self.problem)(str(self.problem))
+            if task in self._stubborn:
+                self._stubborn.remove(task)
+            elif not _take_back(task, again):
+                # It says that it will be woken otherwise. It has time for that until the next try.
+                self._stubborn.add(task)
+                continue
+            trio.lowlevel.reschedule(task, outcome.Error(again))
+
+
+def _take_back(task: trio.lowlevel.Task, problem: SimulationError) -> bool:
+    """Let what ``task`` waits for forget it, as trio does to cancel it; say whether it did.
+
+    Whatever it waits for would wake it a second time otherwise, perhaps when it is gone.
+    """
+
+    def raise_it() -> NoReturn:
+        raise problem
+
+    abort = next(
+        (
+            frame.f_locals.get("abort_func")
+            for frame, _ in task.iter_await_frames()
+            if frame.f_code is _WAITING
+        ),
+        None,
+    )
+    return abort is None or abort(raise_it) is not trio.lowlevel.Abort.FAILED
 
 
 def _escapes(io_statistics: Any) -> bool:
@@ -298,9 +346,3 @@ def _escapes(io_statistics: Any) -> bool:
         return False
     hubs, through_hubs = readiness.waits()
     return waiting - 1 - hubs + through_hubs > 0
-
-
-def _root() -> trio.lowlevel.Task:
-    root = trio.lowlevel.current_root_task()
-    assert root is not None
-    return root
