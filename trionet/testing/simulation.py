@@ -9,7 +9,7 @@ import operator
 import random
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, final
 
 import trio
@@ -50,8 +50,6 @@ class Run(Generic[T]):
       result: what ``main`` returned.
       trace: what happened on its `VirtualNetwork`; on the first, if it opened several.
       traces: what happened on each network, in the order in which their blocks were entered.
-      digest: 64 hexadecimal digits, equal for two runs in which the same tasks ran in the same
-        order and the same segments crossed the networks, all at the same times.
       seed: the seed.
       seeded: whether the seed decided the order of tasks, too; false with a trio whose scheduler
         cannot be seeded.
@@ -62,11 +60,26 @@ class Run(Generic[T]):
     result: T
     trace: Trace
     traces: tuple[Trace, ...]
-    digest: str
     seed: int
     seeded: bool
     time: float
     steps: int
+    _steps_digest: str = field(repr=False)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """64 hexadecimal digits, equal for two runs that were equal.
+
+        That is, in which the same tasks ran in the same order, and the same segments crossed the
+        networks, all at the same times. Worked out when it is first asked for: a long trace takes
+        as long as a fifth of its run.
+        """
+        return _digest(self._steps_digest, self.traces)
+
+
+def _digest(steps: str, traces: Iterable[Trace]) -> str:
+    digests = [steps, *(trace.digest() for trace in traces)]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 @final
@@ -127,8 +140,11 @@ class Simulation:
 
     def digest(self) -> str:
         """Return the digest of all steps and events so far."""
-        digests = [self._watch.digest(), *(trace.digest() for trace in self.traces)]
-        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        return _digest(self.steps_digest(), self.traces)
+
+    def steps_digest(self) -> str:
+        """Return the digest of all steps so far, without the events on networks."""
+        return self._watch.digest()
 
     def report(self, count: int = LAST_EVENTS) -> str:
         """Tell what was going on at the end: seed, time, and the last ``count`` events."""
@@ -228,8 +244,10 @@ def simulate(
     Time jumps to the next deadline when every task waits, so that hours take milliseconds. The
     order of tasks is drawn from the seed, and so is all that a `VirtualNetwork` in ``main``
     decides by chance, unless that has a seed of its own. Equal seeds give equal runs, on one
-    machine with one set of versions, also in another process. What trio itself takes from memory
-    addresses is left: which of several cancel scopes that end at the same moment ends first.
+    machine with one set of versions, also in another process. What arrives at the very moment at
+    which a cancel scope ends has arrived before. What trio itself takes from memory addresses is
+    left: which of several scopes that end at the same moment ends first; and so is the moment at
+    which the garbage collector finds an async generator that nobody ended.
 
     A thread of ``trio.to_thread`` takes no virtual time, but real time, and several at once finish
     in an order that no seed decides.
@@ -268,11 +286,11 @@ def simulate(
         result=result,
         trace=traces[0] if traces else Trace(),
         traces=traces,
-        digest=simulation.digest(),
         seed=simulation.seed,
         seeded=simulation.seeded,
         time=simulation.time,
         steps=simulation.steps,
+        _steps_digest=simulation.steps_digest(),
     )
 
 
