@@ -276,6 +276,8 @@ class End:
                 await cancel_shielded_checkpoint()
             while done < len(data):
                 await self.park_sender()
+                # It may have been closed, or broken, since this was woken.
+                self.check_sendable()
                 done += self.put(data, done)
         finally:
             self._send_busy = False
@@ -565,6 +567,9 @@ class End:
                     self._fin = 3
                     if self.inbox.send_closed:
                         self.over()
+        if not self._flying:
+            # What asked for the window was answered.
+            self._since = None
         self._stale = False
         self._probes = 0
         if ack + segment.window > self._edge:
