@@ -134,8 +134,8 @@ class Stack:
         self.connections: dict[Connection, None] = {}
         self.paths: dict[str, Backlog | None] = {}
         self.errors: dict[str, list[list[int]]] = {}
-        self.short_reads: list[int] = []
-        self.short_writes: list[int] = []
+        self.short_reads: list[tuple[int]] = []
+        self.short_writes: list[tuple[int]] = []
         self.chance: random.Random = world.random(f"host/{name}")
         self._next_port = EPHEMERAL.start
 
@@ -150,6 +150,10 @@ class Stack:
                 # A negative number never comes to 0.
                 error[1] -= 1
                 raise failure(code, f"{call} on {self.name}, as the test wants it")
+
+    def short(self, size: int, limits: list[tuple[int]]) -> int:
+        """Return how many of ``size`` bytes a call moves: `short_reads`, `short_writes`."""
+        return self.chance.randint(1, min(size, *limits[-1])) if limits and size else size
 
     # Addresses
 
@@ -312,7 +316,8 @@ class Stack:
             # Linux says nothing, and the SYN comes again.
             now = trio.current_time()
             self.world.trace.record(now, "dropped", segment, "the backlog is full")
-            caller.lost(segment, caller.sent_at(segment))
+            if not caller.broken:
+                caller.lost(segment, caller.sent_at(segment))
             return None
         held = Binding(
             "tcp",
@@ -397,6 +402,8 @@ class _Door:
             self._child = self._stack.answer(segment, self._caller, self._origin)
         else:
             self._child.arrive(segment)
+        if self._child is not None:
+            self._child.door = self
 
     def suspect(self, acknowledgement: int) -> None:
         """Nothing comes from here whose loss anybody would notice."""

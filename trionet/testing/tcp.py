@@ -20,6 +20,7 @@ from .._streams.wire import End
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .._streams.line import Receiver
     from .._streams.segment import Endpoint, Segment
     from .routes import Route
 
@@ -42,6 +43,7 @@ class Connection(End):
       user_timeout: seconds that something sent may stay unanswered (RFC 5482), or None.
       keepalive: (idle, interval, count), or None; see `watch`.
       on_over: called once, when there is nothing left to do here.
+      door: where the SYN came in that this end answers.
       deaf: shut down for receiving.
     """
 
@@ -53,6 +55,7 @@ class Connection(End):
         "_over",
         "backlog",
         "deaf",
+        "door",
         "keepalive",
         "on_over",
         "state",
@@ -86,6 +89,7 @@ class Connection(End):
         )
         self.state: str = state
         self.backlog: Backlog | None = None
+        self.door: Receiver | None = None
         self.user_timeout: float | None = None
         self.keepalive: tuple[float, float, int] | None = None
         self.on_over: Callable[[Connection], None] = on_over
@@ -124,9 +128,12 @@ class Connection(End):
 
         Raises:
           OSError: it refused, or never will answer.
+          trio.BusyResourceError: another task waits.
 
         If cancelled, the connection is still being opened.
         """
+        if self._opener is not None:
+            raise trio.BusyResourceError("another task is connecting this socket")
         if self.is_open or self.broken:
             await trio.lowlevel.checkpoint()
         else:
@@ -154,9 +161,20 @@ class Connection(End):
         if self.keepalive is not None:
             self._heard = trio.current_time()
             self._asked = 0
+        if self.broken and self.door is not None and segment.kind == "SYN":
+            # This end gave up, or its host was off meanwhile; whoever listens now may take it.
+            self.door.arrive(segment)
+            return
         if self.state != "OPEN" and not self.broken and not self._answered(segment):
             return
         super().arrive(segment)
+
+    def lost(self, segment: Segment, sent_at: float) -> None:
+        """Hear that a segment of this end was lost."""
+        if segment.kind == "SYN-ACK" and self.peer is not None:
+            # The SYN comes again, too: nothing has answered it, and this end may give up first.
+            self.peer.suspect(1)
+        super().lost(segment, sent_at)
 
     def _answered(self, segment: Segment) -> bool:
         """Take what arrives before both ends are open; whether it is to be taken further."""
@@ -169,6 +187,7 @@ class Connection(End):
                 return False
             self._acknowledge(segment)
             self.state = "OPEN"
+            self.watch()
             self._emit("ACK")
             self._transmit()
             if self._opener is not None:
@@ -185,7 +204,9 @@ class Connection(End):
         return True
 
     def _emit_again(self) -> None:
-        before, _ = self._flying[0]
+        before, sent_at = self._flying[0]
+        if sent_at == trio.current_time():
+            return
         self._cancel(0)
         again = self._make(before.kind, b"", 0, before)
         self._flying[0] = (again, trio.current_time())
@@ -289,9 +310,14 @@ class Connection(End):
 
     @property
     def reliable(self) -> bool:
-        """Whether all that is sent, either way, will arrive."""
+        """Whether all that is sent, either way, will arrive at an end that knows of this one."""
         peer = self.peer
-        return self.line.reliable and isinstance(peer, Connection) and peer.line.reliable
+        return (
+            self.line.reliable
+            and isinstance(peer, Connection)
+            and not peer.broken
+            and peer.line.reliable
+        )
 
     def _patience(self, segment: Segment | None) -> float:
         if segment is not None and segment.sequence == 0:

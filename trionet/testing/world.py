@@ -73,7 +73,8 @@ class World:
             link = Link() if source is destination else self.link
             chance = self.random(f"link/{key[0]}>{key[1]}")
             route = self.routes[key] = Route(self, *key, link, chance)
-            route.down = source.off + destination.off
+            # Once if they are one, as power_off() counts.
+            route.down = len({one.name for one in (source, destination) if one.off})
             route.refresh()
         return route
 
