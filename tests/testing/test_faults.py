@@ -670,3 +670,142 @@ async def test_netstat_shows_who_is_where(autojump_clock: object) -> None:
         assert len(net.leaks()) == 1
         listening.close()
         assert net.leaks() == []
+
+
+async def test_a_handshake_whose_answers_are_lost_gives_up_as_one_whose_questions_are(
+    autojump_clock: object,
+) -> None:
+    async with two_hosts(FAST) as (net, server, client):
+        with server.context():
+            listening = await listen_on()
+        net.partition(server, client, both=False)
+        with client.context(), trio.socket.socket() as sock, trio.fail_after(5000):
+            took, error = await timed(lambda: sock.connect(("server", 80)))
+
+        assert (took, error.errno) == (127, errno.ETIMEDOUT)
+        assert [line.state for line in net.netstat()] == ["LISTEN"]
+        listening.close()
+
+
+async def test_a_handshake_is_taken_up_by_whoever_listens_after_a_restart(
+    autojump_clock: object, nursery: trio.Nursery
+) -> None:
+    async with two_hosts(FAST) as (net, server, client):
+        with server.context():
+            _before = await listen_on()
+        fault = net.partition(server, client, both=False)
+        with client.context(), trio.socket.socket() as sock:
+            nursery.start_soon(sock.connect, ("server", 80))
+            await trio.sleep(0.5)
+            server.power_off()
+            await trio.sleep(1)
+            server.restart()
+            fault.heal()
+            with server.context():
+                listening = await listen_on()
+            (far, _), took = await listening.accept(), trio.current_time()
+
+            # The SYN of 3 s, its answer, and the answer to that.
+            assert took == pytest.approx(3.15)
+            far.close()
+        listening.close()
+
+
+async def test_keepalive_finds_an_end_that_a_restart_forgot_without_any_fault_left(
+    autojump_clock: object,
+) -> None:
+    async with two_hosts(FAST) as (_net, server, client):
+        near, _far = await socket_pair(server, client)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        start = trio.current_time()
+        server.power_off()
+        await trio.sleep(20)
+        server.restart()
+
+        with trio.fail_after(1000), pytest.raises(ConnectionResetError):
+            await near.recv(1)
+        assert trio.current_time() - start == pytest.approx(60.1, abs=0.2)
+
+
+async def test_keepalive_asked_for_before_the_connection_is_made_counts(
+    autojump_clock: object,
+) -> None:
+    async with two_hosts(FAST) as (net, server, client):
+        with server.context():
+            listening = await listen_on()
+        dropping = net.rule(lambda segment: Drop() if segment.kind == "RST" else None)
+        with client.context(), trio.socket.socket() as near:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+            await near.connect(("server", 80))
+            far, _ = await listening.accept()
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            far.close()
+            await trio.sleep(5)
+            dropping.heal()
+
+            with trio.fail_after(1000), pytest.raises(ConnectionResetError):
+                await near.recv(1)
+        listening.close()
+
+
+async def test_a_user_timeout_begins_anew_when_a_question_for_the_window_was_answered(
+    autojump_clock: object,
+) -> None:
+    async with connected(FAST, sizes=(1000, 1000)) as (net, near, far):
+        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000)
+        for _ in range(2):
+            await near.socket.send(bytes(1000))
+        await trio.sleep(1)
+        # Each makes it ask; the second 100 s after the first.
+        for _ in range(2):
+            with net.partition("client", "server"):
+                await trio.sleep(1)
+            await trio.sleep(100)
+
+        received = 0
+        while received < 2000:
+            received += len(await far.receive_some())
+
+
+async def test_a_way_to_itself_first_asked_for_without_power_works_after_the_restart(
+    autojump_clock: object,
+) -> None:
+    async with two_hosts(FAST) as (net, server, _client):
+        server.power_off()
+        assert net.link(server, server) == Link()
+        server.restart()
+
+        with server.context():
+            listening = await listen_on()
+            with listening, trio.socket.socket() as sock, trio.fail_after(1):
+                await sock.connect(("127.0.0.1", 80))
+
+
+async def test_groups_may_be_iterators(autojump_clock: object) -> None:
+    async with VirtualNetwork() as net:
+        a, b, c, d = (net.host(name) for name in "abcd")
+
+        assert net.partition(iter([a, b]), iter([c, d])).note == "partition of a+b and c+d"
+        assert {
+            (route.source, route.destination)
+            for route in net._world.routes.values()
+            if route.partitions
+        } == {one for x in "ab" for y in "cd" for one in ((x, y), (y, x))}
+
+
+async def test_a_host_named_twice_is_swizzled_once(autojump_clock: object) -> None:
+    async with two_hosts(FAST) as (net, server, client):
+        await net.swizzle([server, "server", client], over=10)
+
+        assert not any(route.partitions for route in net._world.routes.values())
+
+
+async def test_of_two_equal_limits_the_one_that_healed_is_gone(autojump_clock: object) -> None:
+    async with connected() as (net, near, _far):
+        with net.short_writes(3), net.short_writes(1000):
+            net.short_writes(3).heal()
+            sent = max([await near.socket.send(bytes(1000)) for _ in range(10)])
+
+        assert sent > 3

@@ -264,15 +264,22 @@ class DatagramSocket(VirtualSocket):
         parked = False
         while not (self._queue or self._error or self._shut_read):
             await self._park()
+            self.check_open()
             parked = True
+        received = self._receive(size, keep=bool(flags & PEEK))
         if not parked:
             await cancel_shielded_checkpoint()
+        return received
+
+    def _receive(
+        self, size: int, *, keep: bool
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
         if self._error:
             raise failure(self._take_error())
         if not self._queue:
             return b"", [], 0, None
         data, source = self._queue[0]
-        if not flags & PEEK:
+        if not keep:
             self._queue.popleft()
             self._queued -= len(data) + OVERHEAD
         return data[:size], [], TRUNCATED if len(data) > size else 0, self.named(*source)

@@ -146,6 +146,7 @@ class Faults:
         begin: Callable[[Route], object],
         end: Callable[[Route], object] | None = None,
     ) -> Fault:
+        a, b = self._group(a), self._group(b)
         routes = self._routes(a, b, both=both)
 
         def change(by: int) -> None:
@@ -201,6 +202,7 @@ class Faults:
         Returns:
           How many connections that were.
         """
+        a, b = self._group(a), self._group(b)
         pairs = {(one.source, one.destination) for one in self._routes(a, b, both=True)}
         done: set[int] = set()
         self._world.trace.fault(trio.current_time(), f"reset of {_names(a)} and {_names(b)}")
@@ -236,14 +238,16 @@ class Faults:
         if most < 1:
             raise ValueError(f"most must be at least 1, got {most}")
         limits = [getattr(one.stack, f"short_{what}") for one in self._chosen(host)]
+        # One of its own: an equal limit that is in force besides is another.
+        entry = (most,)
 
         def begin() -> None:
             for limit in limits:
-                limit.append(most)
+                limit.append(entry)
 
         def end() -> None:
             for limit in limits:
-                limit.remove(most)
+                limit[:] = [one for one in limit if one is not entry]
 
         return Fault(self._world, f"short {what} of {most}", begin, end)
 
@@ -292,7 +296,7 @@ class Faults:
         if not 0 < over < float("inf"):
             raise ValueError(f"over must be a number of seconds above 0, got {over!r}")
         chance = self._world.random(f"swizzle/{trio.current_time()}")
-        chosen = [self._host_of(one) for one in hosts]
+        chosen = list(dict.fromkeys(self._host_of(one) for one in hosts))
         events: list[tuple[float, int, Host]] = []
         for half in (0, 1):
             order = chance.sample(chosen, len(chosen))
@@ -350,9 +354,11 @@ class Faults:
     def _routes(self, a: Hosts, b: Hosts, *, both: bool) -> list[Route]:
         """Return the routes between two groups, each once."""
 
+        ones, others = self._group(a), self._group(b)
+
         def directed() -> Iterator[Route]:
-            for one in self._group(a):
-                for other in self._group(b):
+            for one in ones:
+                for other in others:
                     if one is not other:
                         yield self._route(one, other)
                         if both:
@@ -360,7 +366,7 @@ class Faults:
 
         routes = list(dict.fromkeys(directed()))
         if not routes:
-            raise ValueError(f"nothing lies between {_names(a)} and {_names(b)}")
+            raise ValueError(f"nothing lies between {_names(ones)} and {_names(others)}")
         return routes
 
 

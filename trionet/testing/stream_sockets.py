@@ -228,14 +228,18 @@ class StreamSocket(VirtualSocket):
         self.check_open()
         if self.backlog is None:
             raise failure(errno.EINVAL, "the socket is not listening")
+        backlog = self.backlog
         parked = False
         while True:
             self.stack.check("accept")
-            end = self.backlog.take()
+            end = backlog.take()
             if end is not None:
                 break
-            await self.backlog.wait()
+            await backlog.wait()
             parked = True
+            if backlog.closed:
+                # Between being woken and running.
+                raise trio.ClosedResourceError("another task closed this socket")
         accepted = self._accepted(end)
         if not parked:
             await cancel_shielded_checkpoint()
@@ -300,8 +304,7 @@ class StreamSocket(VirtualSocket):
         if self._shut_read and not inbox.unread and not end.error:
             await checkpoint()
             return b""
-        if self.stack.short_reads:
-            size = self.stack.chance.randint(1, min(size, self.stack.short_reads[-1]))
+        size = self.stack.short(size, self.stack.short_reads)
         try:
             data = await inbox.receive(size)
         except trio.BrokenResourceError:
@@ -374,9 +377,7 @@ class StreamSocket(VirtualSocket):
             raise failure(errno.EPIPE)
         end = self.end
         view = data if type(data) is bytes else plain_bytes(data)
-        stop = len(view)
-        if self.stack.short_writes and stop:
-            stop = self.stack.chance.randint(1, min(stop, self.stack.short_writes[-1]))
+        stop = self.stack.short(len(view), self.stack.short_writes)
         parked = False
         while True:
             self._check_sendable(end)
@@ -384,6 +385,7 @@ class StreamSocket(VirtualSocket):
             if sent or not stop:
                 break
             await self._park(end)
+            self.check_open()
             parked = True
         if not parked:
             await cancel_shielded_checkpoint()

@@ -99,7 +99,7 @@ class VirtualStream(Stream, trio.abc.HalfCloseableStream):
         self._send_busy = True
         try:
             while at < len(view):
-                size = stack.chance.randint(1, stack.short_writes[-1])
+                size = stack.short(len(view) - at, stack.short_writes)
                 await self._end.send(view[at : at + size])
                 at += size
         finally:
@@ -158,8 +158,8 @@ class VirtualStream(Stream, trio.abc.HalfCloseableStream):
         """
         size = RECEIVE_SIZE if max_bytes is None else index(max_bytes)
         stack = self.socket.stack
-        if stack.short_reads and size > 0:
-            size = stack.chance.randint(1, min(size, stack.short_reads[-1]))
+        if size > 0:
+            size = stack.short(size, stack.short_reads)
         return await self._end.inbox.receive(size)
 
     async def aclose(self) -> None:
