@@ -809,3 +809,37 @@ async def test_of_two_equal_limits_the_one_that_healed_is_gone(autojump_clock: o
             sent = max([await near.socket.send(bytes(1000)) for _ in range(10)])
 
         assert sent > 3
+
+
+async def test_a_rule_that_heals_itself_hides_no_other(autojump_clock: object) -> None:
+    async with connected() as (net, near, far):
+        net.rule(lambda segment: Delay(1) if segment.kind == "DATA" else None)
+
+        def once(_: Segment) -> None:
+            fault.heal()
+
+        fault = net.rule(once)
+        start = trio.current_time()
+        await near.send_all(b"x")
+        await far.receive_some()
+
+        assert not fault.active
+        assert trio.current_time() - start == 1
+
+
+async def test_a_rule_in_force_twice_is_healed_where_it_stands(autojump_clock: object) -> None:
+    async with connected() as (net, near, far):
+
+        def seconds(number: float) -> Any:
+            return lambda segment: Delay(number) if segment.kind == "DATA" else None
+
+        slow = seconds(3)
+        first = net.rule(slow)
+        net.rule(seconds(1))
+        second = net.rule(slow)
+        for fault, expected in ((first, 3), (second, 1)):
+            fault.heal()
+            start = trio.current_time()
+            await near.send_all(b"x")
+            await far.receive_some()
+            assert trio.current_time() - start == expected

@@ -16,6 +16,7 @@ import trustme
 
 from tests.testing.virtual import connected, drain, echo, pair, socket_pair, timed, two_hosts
 from trionet.testing import Link, VirtualNetwork
+from trionet.testing._run import current_run
 
 LINKS = {
     "null": Link(),
@@ -473,3 +474,83 @@ async def test_two_networks_with_one_seed_do_the_same(autojump_clock: object) ->
 
     assert await digest(1) == await digest(1)
     assert await digest(1) != await digest(2)
+
+
+async def test_a_network_that_cannot_be_entered_leaves_trios_own_in_place() -> None:
+    class Full:
+        seed = 0
+
+        def register(self, trace: object) -> None:
+            raise KeyError(trace)
+
+    current_run.set(Full())
+    try:
+        with pytest.raises(KeyError):
+            await VirtualNetwork().__aenter__()
+    finally:
+        current_run.set(None)
+
+    assert trio.socket.set_custom_socket_factory(None) is None
+    assert trio.socket.set_custom_hostname_resolver(None) is None
+
+
+async def test_networks_within_each_other_give_back_what_they_took(
+    autojump_clock: object,
+) -> None:
+    async with VirtualNetwork() as outer:
+        outer.host("outer")
+        with pytest.raises(KeyError):
+            async with VirtualNetwork() as inner:
+                inner.host("inner")
+                with trio.socket.socket() as sock:
+                    assert sock.getsockname() == ("0.0.0.0", 0)
+                    assert inner.leaks()
+                    assert not outer.leaks()
+                raise KeyError
+        with trio.socket.socket():
+            assert outer.leaks()
+        assert await trio.socket.getaddrinfo("outer", 80)
+        with pytest.raises(socket.gaierror):
+            await trio.socket.getaddrinfo("inner", 80)
+
+
+async def test_names_are_known_across_a_partition_and_of_a_host_without_power(
+    autojump_clock: object,
+) -> None:
+    async with two_hosts(Link(latency=1)) as (net, server, client):
+        net.partition(client, [one for one in net.hosts if one is not client])
+        server.power_off()
+        with client.context():
+            took, infos = await timed(lambda: trio.socket.getaddrinfo("server", 80))
+
+        assert took == 0
+        assert infos[0][4] == (server.addresses[0], 80)
+
+
+async def test_of_two_equal_failures_of_the_dns_the_healed_one_is_gone(
+    autojump_clock: object,
+) -> None:
+    async with VirtualNetwork() as net:
+        dns = net.dns
+        with dns.failing("a", socket.EAI_AGAIN), dns.failing("a", socket.EAI_FAIL):
+            with dns.failing("a", socket.EAI_AGAIN):
+                pass
+            with pytest.raises(socket.gaierror) as caught:
+                await trio.socket.getaddrinfo("a", 80)
+
+        assert caught.value.errno == socket.EAI_FAIL
+
+
+@pytest.mark.parametrize("seconds", [-1, float("inf"), float("nan")])
+async def test_a_delay_of_the_dns_that_cannot_be_is_refused(seconds: float) -> None:
+    async with VirtualNetwork() as net:
+        with pytest.raises(ValueError, match=str(seconds)), net.dns.slow(seconds):
+            pass
+
+
+async def test_netstat_puts_an_ipv6_address_of_a_datagram_socket_in_brackets() -> None:
+    async with VirtualNetwork() as net:
+        with trio.socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            await sock.bind(("::1", 53))
+
+            assert [line.local for line in net.netstat()] == ["[::1]:53"]

@@ -34,6 +34,11 @@ class DNS(trio.abc.HostnameResolver):
 
     ``localhost`` and addresses are answered by each host itself, without delay or failure.
 
+    The server is on none of the hosts, and no link leads to it: partitions, rules and a link's
+    latency do not touch it, and the name of a host without power is still known. So a test that
+    cuts two hosts apart sees what their connections make of it, and nothing else; names that fail
+    or take long are asked for here, by `failing`, `slow` and `delay`.
+
     Attributes:
       delay: seconds that every answer takes.
     """
@@ -83,19 +88,19 @@ class DNS(trio.abc.HostnameResolver):
         try:
             yield
         finally:
-            self._failures.remove(entry)
+            self._failures = [one for one in self._failures if one is not entry]
 
     @contextmanager
     def slow(self, seconds: float, name: str | None = None) -> Iterator[None]:
         """Let answers for ``name``, or for every name, take so long within a ``with`` block."""
-        if seconds < 0:
-            raise ValueError(f"an answer takes at least 0 seconds, got {seconds}")
+        if not 0 <= seconds < float("inf"):
+            raise ValueError(f"an answer takes 0 seconds or more, and comes, got {seconds}")
         entry = (None if name is None else _canonical(name), float(seconds))
         self._delays.append(entry)
         try:
             yield
         finally:
-            self._delays.remove(entry)
+            self._delays = [one for one in self._delays if one is not entry]
 
     # What trio calls
 

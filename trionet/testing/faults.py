@@ -180,14 +180,16 @@ class Faults:
         if not callable(rule):
             raise TypeError(f"a rule must be callable, got {rule!r}")
         world = self._world
+        # One of its own: a rule may be in force twice, with others in between.
+        entry = (rule,)
 
         def begin() -> None:
-            world.rules.insert(0, rule)
+            world.rules.insert(0, entry)
             world.refresh()
             self._disturbed()
 
         def end() -> None:
-            world.rules.remove(rule)
+            world.rules[:] = [one for one in world.rules if one is not entry]
             world.refresh()
 
         name = getattr(rule, "__name__", repr(rule))

@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 __all__ = ("Host", "current_host")
 
-# Inherited by the tasks that a task starts.
 # What Linux cuts a backlog down to (net.core.somaxconn).
 SOMAXCONN: Final = 4096
 
+# Inherited by the tasks that a task starts.
 current_host: Final[ContextVar[Host | None]] = ContextVar("trionet.host", default=None)
 
 

@@ -56,13 +56,13 @@ def netstat(stacks: Iterable[Stack]) -> list[NetstatLine]:
 def _of(stack: Stack) -> Iterator[NetstatLine]:
     for bindings in stack.bindings.values():
         for one in bindings:
+            local = f"[{one.ip}]:{one.port}" if ":" in one.ip else f"{one.ip}:{one.port}"
             if one.backlog is not None:
-                local = f"[{one.ip}]:{one.port}" if ":" in one.ip else f"{one.ip}:{one.port}"
                 yield NetstatLine(
                     stack.name, "tcp", local, "", "LISTEN", len(one.backlog), one.backlog.limit, 0
                 )
             elif one.protocol == "udp":
-                yield NetstatLine(stack.name, "udp", f"{one.ip}:{one.port}", "", "OPEN", 0, 0, 0)
+                yield NetstatLine(stack.name, "udp", local, "", "OPEN", 0, 0, 0)
     for path, backlog in stack.paths.items():
         if backlog is not None:
             yield NetstatLine(

@@ -53,7 +53,8 @@ class VirtualNetwork(Faults):
     and its like, threads and other processes.
 
     Leaving the block cancels the programs that still run on hosts, waits for them, and closes
-    every socket.
+    every socket. An exception that leaves it does so at once, as itself: the programs are cancelled
+    and their sockets closed, but whoever started them waits for them.
 
     Attributes:
       seed: the root of everything random: jitter, loss, short reads. Each link has a stream of its
@@ -111,15 +112,16 @@ class VirtualNetwork(Faults):
         self._world_ = world = World(current_seed(self._seed), self._link, self._on_crash)
         self.dns: DNS = DNS(world, self._here)
         self.host(HOME)
+        run = current_run.get()
+        if run is not None:
+            run.register(world.trace)
+        # From here on nothing fails: what is put in place is taken back by __aexit__.
         self._restore = [
             trio.socket.set_custom_socket_factory(_Factory(self)),
             trio.socket.set_custom_hostname_resolver(self.dns),
         ]
         self._system = abc.system_network.get()
         abc.system_network.set(_Here(self))
-        run = current_run.get()
-        if run is not None:
-            run.register(world.trace)
         self._scope.__enter__()
         return self
 

@@ -32,7 +32,7 @@ class Surroundings(Protocol):
 
     timeline: Timeline
     trace: Trace
-    rules: list[Rule]
+    rules: list[tuple[Rule]]
 
     def crash(self, error: Exception) -> None:
         """End the network's block with ``error``: a rule raised it."""
@@ -158,7 +158,7 @@ class Route(Line):
         if self.down:
             self._lose(flight, "host is off")
             return True
-        for rule in self._world.rules:
+        for (rule,) in list(self._world.rules):
             verdict = self._ask(rule, segment)
             if verdict is not None:
                 self._obey(verdict, flight)

@@ -49,7 +49,7 @@ class World:
         self.link: Link = link
         self.timeline: Timeline = current_timeline()
         self.trace: Trace = Trace()
-        self.rules: list[Rule] = []
+        self.rules: list[tuple[Rule]] = []
         self.places: dict[str, Place] = {}
         self.routes: dict[tuple[str, str], Route] = {}
         # Sockets that nobody closed before the garbage collector did, as text.
