@@ -255,6 +255,45 @@ def test_the_same_seeds_fail_in_every_process_however_fixtures_were_ordered(
     assert len(runs.pop()) >= 1
 
 
+def test_what_fixtures_start_runs_in_the_order_of_the_seed_in_every_process(
+    run_apart: Run,
+) -> None:
+    source = """
+        order = []
+
+        async def start(nursery, number):
+            async def wait():
+                await trio.sleep(100)
+                order.append(number)
+            nursery.start_soon(wait)
+
+        @pytest.fixture
+        async def one(nursery):
+            await start(nursery, 1)
+
+        @pytest.fixture
+        async def two(nursery):
+            await start(nursery, 2)
+
+        @pytest.fixture
+        async def three(nursery):
+            await start(nursery, 3)
+
+        @pytest.mark.seeds(8)
+        async def test_race(one, two, three, nursery):
+            order.clear()
+            await trio.sleep(200)
+            print("ORDER", order)
+    """
+    runs = {
+        tuple(line for line in run_apart(source, "-s").outlines if "ORDER" in line)
+        for _ in range(3)
+    }
+
+    assert len(runs) == 1
+    assert len(set(runs.pop())) > 1
+
+
 # What fails a test
 
 

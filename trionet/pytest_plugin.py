@@ -19,16 +19,18 @@ simulated, with or without `net`. A failure tells its seed and the last events o
 a test leaves open fail it.
 
 The fixtures `memory_network` and `tls` are for any test. Async tests are run with pytest-trio,
-where that is installed, and so may use its fixtures; those start in no certain order, so the seed
-begins anew when all are set up. Other async plugins, and Hypothesis's ``@given`` on an async
-function, do not go together with `net`: use `simulate` within a synchronous test.
+where that is installed, and so may use its fixtures; the seed begins anew when all are set up.
+Other async plugins, and Hypothesis's ``@given`` on an async function, do not go together with
+`net`: use `simulate` within a synchronous test.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -238,7 +240,28 @@ def _run(
 
     # What a deadlock calls the task at the root.
     main.__name__ = item.name
-    story.simulation.run(main, instruments=instruments)
+    with _fixtures_in_order(item):
+        story.simulation.run(main, instruments=instruments)
+
+
+@contextlib.contextmanager
+def _fixtures_in_order(item: pytest.Function) -> Iterator[None]:
+    # pytest-trio starts the tasks of fixtures in the order of a set of them, and so by their
+    # addresses; each has a name. What the fixtures start is ordered by when they do.
+    kinds = {type(value) for value in item.funcargs.values()}
+    for kind in kinds:
+        if kind.__module__.partition(".")[0] == "pytest_trio" and "__hash__" not in vars(kind):
+            setattr(kind, "__hash__", _hash_of_name)  # noqa: B010 - mypy allows no other way
+            try:
+                yield
+            finally:
+                delattr(kind, "__hash__")
+            return
+    yield
+
+
+def _hash_of_name(fixture: Any) -> int:
+    return zlib.crc32(fixture.name.encode())
 
 
 def _checked(clock: trio.abc.Clock | None) -> MockClock | None:
