@@ -13,7 +13,7 @@ from trio.testing import MockClock
 import trionet
 from bench import figures
 from bench.pairs import curve
-from trionet.testing import Link, VirtualNetwork
+from trionet.testing import Link, VirtualNetwork, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -120,6 +120,27 @@ def bench_virtual_exchanges(benchmark: BenchmarkFixture, pairs: int) -> None:
         {"trionet": [real / EXCHANGES for real, _ in found]},
         # 8,000 a second.
         wanted=[(None, "<=", 125.0)],
+    )
+
+
+@pytest.mark.parametrize("pairs", [1, 100])
+def bench_virtual_simulated(benchmark: BenchmarkFixture, pairs: int) -> None:
+    """What a seed and the watch over deadlocks and escapes cost: the same, with and without."""
+    count = EXCHANGES // 5
+    plain: list[float] = []
+    simulated: list[float] = []
+
+    def both() -> None:
+        plain.append(real_and_virtual(partial(exchanges, count, pairs))[0] / count)
+        start = time.perf_counter()
+        simulate(exchanges, count, pairs)
+        simulated.append((time.perf_counter() - start) / count)
+
+    benchmark.pedantic(both, rounds=5)  # type: ignore[no-untyped-call]
+    figures.show(
+        benchmark,
+        f"a request and its answer, 1 ms of latency, {pairs} at once",
+        {"trionet": simulated, "without simulate()": plain},
     )
 
 
