@@ -93,9 +93,10 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Break the pool and the virtual network in one way at a time; their invariants must notice."""
+    """Break pool, multiplexer and virtual network, one way at a time: their tests must notice."""
     install(session, "test")
-    session.run("pytest", "tests/pool/mutants.py", "tests/testing/mutants.py", *session.posargs)
+    files = [f"tests/{area}/mutants.py" for area in ("pool", "mux", "testing")]
+    session.run("pytest", *files, *session.posargs)
 
 
 @nox.session

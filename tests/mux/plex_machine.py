@@ -35,6 +35,7 @@ from trionet._mux.duplex import BOTH, READ, WRITE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from trionet import MultiplexerEvent
     from trionet._mux.duplex import Duplex
 
 SCALE_AFTER = 1.0
@@ -249,6 +250,20 @@ class PlexMachine(RuleBasedStateMachine):
             await trio.lowlevel.checkpoint()
         action()
 
+    async def snatch(self) -> None:
+        """Discard what is handed over to somebody before he has it."""
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+            held = [client.half for client in self.in_state("holding")]
+            for duplex in self.duplexes():
+                halves: tuple[Any, ...] = (duplex.reader, duplex.writer)
+                for half in halves:
+                    if half is not None and half not in held and half._stream is not None:
+                        wire = duplex.entry.resource
+                        assert isinstance(wire, Wire)
+                        wire.tainted = True
+                        self.plex.discard(half)
+
     def come(self, wants: int, timeout: float | None = None) -> Client:
         """Start a client."""
         client = Client(wants, timeout)
@@ -304,12 +319,19 @@ class PlexMachine(RuleBasedStateMachine):
             scale_after=SCALE_AFTER if self.scaling else None,
             idle_timeout=idle_timeout,
             backoff=BACKOFF,
-            on_event=lambda event: self.events.append(event.kind),
+            on_event=self.on_event,
         )
+        self.idle_timeout = idle_timeout
+        self.most = 0
         self.leave = trio.Event()
         self.block_scope = trio.CancelScope()
         self.left = False
         self.move(lambda: self.nursery.start_soon(self.block))
+
+    def on_event(self, event: MultiplexerEvent) -> None:
+        """Take notice of what is told."""
+        self.events.append(event.kind)
+        self.most = max(self.most, event.size)
 
     async def block(self) -> None:
         """Be the block that owns the multiplexer."""
@@ -345,15 +367,18 @@ class PlexMachine(RuleBasedStateMachine):
             ["release"] * 4 + ["raise", "discard", "close", "stall", "eof", "read"]
         ),
         cancel=st.sampled_from([False, False, True]),
+        snatch=st.sampled_from([False, False, True]),
     )
-    def let_go(self, which: int, what: str, cancel: bool) -> None:
-        """A body ends; maybe whoever comes next is cancelled at that moment."""
+    def let_go(self, which: int, what: str, cancel: bool, snatch: bool) -> None:
+        """A body ends; maybe whoever comes next is cancelled, or loses it, at that moment."""
         holding, waiting = self.in_state("holding"), self.in_state("waiting")
 
         def action() -> None:
             holding[which % len(holding)].tell(what)
             if cancel and waiting:
                 waiting[0].scope.cancel()
+            if snatch:
+                self.nursery.start_soon(self.snatch)
 
         self.move(action)
 
@@ -443,6 +468,8 @@ class PlexMachine(RuleBasedStateMachine):
             for kind in ("lost", "healed", "scaled_up", "scaled_down"):
                 assert self.events.count(kind) == getattr(now, kind), f"10: {kind}"
             assert self.events.count("connected") == now.connected + now.added
+            if self.idle_timeout is None:
+                assert now.strength == self.most, "7: it is what there once were"
 
     def refused(self) -> int:
         """How many were offered and not taken."""
@@ -473,6 +500,7 @@ class PlexMachine(RuleBasedStateMachine):
             if key in board.claimed:
                 assert duplex.claim is not None
                 assert duplex.claim.claim is duplex, "4: whose claim"
+                assert free == 1, "4: nothing is kept"
             if not self.ending:
                 assert wire.readers == (duplex.reader is not None), "2: reader"
                 assert wire.writers == (duplex.writer is not None), "2: writer"

@@ -420,6 +420,42 @@ async def test_one_whose_connection_goes_on_the_way_to_him_gets_the_next_and_kee
         assert now.lost == 1
 
 
+@pytest.mark.parametrize("how", ["killed", "used up", "hung up"])
+async def test_one_who_loses_what_is_kept_for_him_has_another_half_kept(how: str) -> None:
+    _, wires = set_of(2)
+    async with Multiplexer(streams=wires) as plex, trio.open_nursery() as nursery:
+        loans = [plex.reader(), plex.reader()]
+        halves = {half._duplex.stream: half for half in [await one.__aenter__() for one in loans]}
+        served: list[Wire] = []
+
+        async def wait() -> None:
+            async with plex.borrow() as stream:
+                served.append(stream._duplex.stream)  # type: ignore[arg-type]
+
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        assert plex._board is not None
+        (kept,) = [duplex.stream for duplex in plex._board.claimed.values()]
+        assert isinstance(kept, Wire)
+        if how == "killed":
+            plex.discard(halves[kept])
+        else:
+            kept.far.close()
+            if how == "used up":
+                assert await halves[kept].receive_some() == b""
+            else:
+                plex._fleet.hung_up(halves[kept]._duplex.entry)
+        # A younger one gets nothing of the other.
+        with pytest.raises(PoolTimeoutError):
+            async with plex.writer(timeout=0):
+                pass
+        for loan in loans:
+            await loan.__aexit__(None, None, None)
+        await wait_all_tasks_blocked()
+        (other,) = [wire for wire in wires if wire is not kept]
+        assert served == [other]
+
+
 # Which of the two runs first is chance.
 @pytest.mark.parametrize("attempt", range(6))
 async def test_two_who_are_turned_back_together_keep_their_order(attempt: int) -> None:
