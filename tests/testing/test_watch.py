@@ -103,6 +103,47 @@ def test_what_clean_up_raises_after_a_deadlock_is_its_cause() -> None:
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+@pytest.mark.parametrize("in_nursery", [False, True])
+def test_a_test_that_fails_or_skips_in_clean_up_does_not_hide_a_deadlock(
+    *, in_nursery: bool
+) -> None:
+    async def task() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            # Not an Exception.
+            pytest.skip("in clean-up")
+
+    async def main() -> None:
+        if not in_nursery:
+            await task()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(task)
+
+    with pytest.raises(Deadlock) as caught:
+        simulate(main)
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("in_nursery", [False, True])
+def test_whoever_interrupts_a_clean_up_gets_their_way(*, in_nursery: bool) -> None:
+    async def task() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise KeyboardInterrupt
+
+    async def main() -> None:
+        if not in_nursery:
+            await task()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(task)
+
+    with pytest.raises(BaseException) as caught:
+        simulate(main)
+    assert not isinstance(caught.value, Deadlock)
+
+
 def test_shielded_tasks_do_not_turn_a_deadlock_into_a_hang() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:

@@ -204,8 +204,8 @@ class Simulation:
             with trio.CancelScope() as scope:
                 self._watch.begin(scope, _name_of(main))
                 result = await main(*args)
-        except Exception as exc:
-            if self._watch.problem is None:
+        except BaseException as exc:
+            if self._watch.problem is None or _ends_the_process(exc):
                 raise
             # What else is in it is what the program made of being ended.
             raise self._watch.problem from _without_problems(exc)
@@ -225,8 +225,15 @@ def _name_of(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _without_problems(exc: Exception) -> Exception | None:
-    if isinstance(exc, ExceptionGroup):
+def _ends_the_process(exc: BaseException) -> bool:
+    ends = KeyboardInterrupt, SystemExit
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.subgroup(ends) is not None
+    return isinstance(exc, ends)
+
+
+def _without_problems(exc: BaseException) -> BaseException | None:
+    if isinstance(exc, BaseExceptionGroup):
         return exc.split(SimulationError)[1]
     return None if isinstance(exc, SimulationError) else exc
 
@@ -250,7 +257,8 @@ def simulate(
     which the garbage collector finds an async generator that nobody ended.
 
     A thread of ``trio.to_thread`` takes no virtual time, but real time, and several at once finish
-    in an order that no seed decides.
+    in an order that no seed decides. A run of trio's in another thread would take its part of the
+    scheduler's chance: have none meanwhile.
 
     Args:
       seed: any integer.
