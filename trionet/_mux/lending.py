@@ -70,7 +70,12 @@ class Switchboard:
         self._supply = fleet.supply
         self._numbers = count(1)
         self.everyone: OrderedDict[Task, AnyLoan] = OrderedDict()
-        queue = partial(WaitQueue[AnyLoan], everyone=self.everyone, left=self._left)
+        queue = partial(
+            WaitQueue[AnyLoan],
+            everyone=self.everyone,
+            left=self._left,
+            turn=lambda loan: loan.number,
+        )
         self.queues: Final = {READ: queue(), WRITE: queue(), BOTH: queue()}
         self._readers, self._writers, self._borrowers = self.queues.values()
         self.idle = self._supply.idle
@@ -130,12 +135,10 @@ class Switchboard:
             raise fleet.nothing_left()
         task = current_task()
         queue = self.queues[loan.wants]
-        queue.join(task, loan)
-        if loan.number:
-            queue.send_back(lambda other: other.number > loan.number)
-        else:
+        if not loan.number:
             loan.number = next(self._numbers)
             loan.since = trio.current_time()
+        queue.join(task, loan, first=first)
         if first:
             self._serve_first(task)
         elif loan.wants == BOTH:

@@ -99,13 +99,6 @@ class WaitQueue(Generic[WantT]):
         for other in reversed(ahead):
             line.move_to_end(other, last=False)
 
-    def send_back(self, younger: Callable[[WantT], bool]) -> None:
-        """Put those who want what is `younger`, in the order they have, behind all others."""
-        for tasks in (self.tasks, self.everyone):
-            if tasks is not None:
-                for other in [other for other, want in tasks.items() if younger(want)]:
-                    tasks.move_to_end(other)
-
     def wait(self, task: Task) -> Awaitable[Any]:
         """Wait for what `hand_over` or `fail` brings the current task, which has joined.
 
