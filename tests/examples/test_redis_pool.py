@@ -107,7 +107,7 @@ async def test_a_restart_of_the_server_reaches_no_user(tmp_path: Path) -> None:
 @needs_redis
 async def test_idle_connections_are_gone_when_the_server_has_gone(tmp_path: Path) -> None:
     port = free_port()
-    async with Redis(f"127.0.0.1:{port}", max_size=4, patience=0.2) as redis:
+    async with Redis(f"127.0.0.1:{port}", max_size=4, patience=1) as redis:
         with running(port, tmp_path):
             async with trio.open_nursery() as nursery:
                 for _ in range(20):
