@@ -33,9 +33,9 @@ __all__ = ("DatagramSocket",)
 LARGEST: Final = 65_507
 # What every datagram counts in the receive buffer beside its bytes; a kernel counts more.
 OVERHEAD: Final = 64
-PEEK: Final = socket.MSG_PEEK
-TRUNCATED: Final = getattr(socket, "MSG_TRUNC", 0x20)
-DONT_WAIT: Final = getattr(socket, "MSG_DONTWAIT", 0)
+PEEK: Final = int(socket.MSG_PEEK)
+TRUNCATED: Final = int(getattr(socket, "MSG_TRUNC", 0x20))
+DONT_WAIT: Final = int(getattr(socket, "MSG_DONTWAIT", 0))
 
 Address = tuple[str, int]
 
