@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -332,3 +333,35 @@ async def test_a_sender_whose_window_is_closed_hears_of_a_reset_that_was_lost(
             line.link = Link(latency=0.01)
         # It asked for the window after the first timeout, and was told there and then.
         assert round(trio.current_time() - start, 9) == 0.22
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c", "d"])
+@pytest.mark.parametrize("buffer_size", [1, 7])
+async def test_an_opened_window_is_found_although_an_older_word_comes_after_the_lost_one(
+    name: str, buffer_size: int, autojump_clock: object, nursery: trio.Nursery
+) -> None:
+    # The name decides what is lost.
+    network = trionet.Network()
+    link = Link(latency=0.01, jitter=0.1, loss=0.3)
+    options = MemoryOptions(link=link, buffer_size=buffer_size)
+    (listener,) = await network.listen("memb", name, options=options)
+    near = await network.dial("memb", name)
+    chance = random.Random(name)
+    data = bytes(range(100))
+    received = b""
+
+    async def send() -> None:
+        while near.bytes_sent < len(data):
+            with trio.move_on_after(chance.random()):
+                await near.send_all(data[near.bytes_sent :])
+        await near.send_eof()
+
+    async with await listener.accept() as far, near:
+        nursery.start_soon(send)
+        with trio.fail_after(3600):
+            while part := await far.receive_some(chance.randint(1, 400)):
+                received += part
+                await trio.sleep(chance.random() * 0.1)
+    await listener.aclose()
+
+    assert received == data

@@ -69,8 +69,8 @@ STOP: Final = -2
 class Opposite(Receiver, Protocol):
     """What is at the other end: an `End`, or what stands there before there is one."""
 
-    def suspect(self, acknowledgement: int, /) -> None:
-        """Hear that an acknowledgement for it was lost."""
+    def suspect(self, acknowledgement: int, edge: int = 0, /) -> None:
+        """Hear that an acknowledgement for it, or word of how much there is room for, was lost."""
 
 
 class End:
@@ -96,6 +96,7 @@ class End:
         "_edge",
         "_fin",
         "_flying",
+        "_hidden",
         "_offset",
         "_probes",
         "_promised",
@@ -172,6 +173,9 @@ class End:
         self._sending_again: dict[int, int] = {}
         # Word from the other end was lost, so what it has room for may be more than we know.
         self._stale = False
+        # How far the lost words said that there is room: what was sent before them and arrives
+        # after tells nothing of it.
+        self._hidden = 0
         # When something first went unanswered, since the last progress; for those with a timeout.
         self._since: float | None = None
         # How often the window was asked for since the last word.
@@ -381,26 +385,29 @@ class End:
         """Hear that a segment of this end was lost."""
         if segment.kind == "RST" and self.peer is not None:
             # It is not sent again; but what the other end has sent will stay without an answer.
-            self.peer.suspect(self.inbox.expected + WHOLE)
+            self.peer.suspect(self.inbox.expected + WHOLE, WHOLE)
         if self.broken:
             return
+        if self.peer is not None:
+            acknowledged = segment.acknowledgement if segment.kind == "ACK" else 0
+            self.peer.suspect(acknowledged, segment.acknowledgement + segment.window)
         if segment.kind in SENT_AGAIN:
             self._schedule(segment, sent_at)
         elif segment.kind == "PROBE":
             self._stale = True
             self._probe()
-        elif segment.kind == "ACK" and self.peer is not None:
-            self.peer.suspect(segment.acknowledgement)
 
-    def suspect(self, acknowledgement: int) -> None:
+    def suspect(self, acknowledgement: int, edge: int = 0) -> None:
         """Hear that the other end's word was lost that it has all up to ``acknowledgement``.
 
         TCP would hear nothing, and send the last of it again; and where the window is closed it
         would ask whether it is open again. 0: there is no such word, but none would come through.
+        What was lost said that there is room up to ``edge``.
         """
         if self.broken:
             return
         self._stale = True
+        self._hidden = max(self._hidden, edge)
         last: tuple[Segment, float] | None = None
         for sequence, flying in self._flying.items():
             if sequence >= acknowledgement:
@@ -570,10 +577,10 @@ class End:
         if not self._flying:
             # What asked for the window was answered.
             self._since = None
-        self._stale = False
         self._probes = 0
         if ack + segment.window > self._edge:
             self._edge = ack + segment.window
+        self._stale = self._hidden > self._edge
         if self._unsent or self._fin == 1:
             self._transmit()
         if self._sender is not None and self.writable:

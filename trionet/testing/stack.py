@@ -405,7 +405,7 @@ class _Door:
         if self._child is not None:
             self._child.door = self
 
-    def suspect(self, acknowledgement: int) -> None:
+    def suspect(self, acknowledgement: int, edge: int = 0) -> None:
         """Nothing comes from here whose loss anybody would notice."""
 
 
