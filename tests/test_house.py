@@ -47,6 +47,7 @@ WINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "entry",
             "readiness",
             "memory",
+            "memory_listener",
             "files",
             "sockets",
             "socket_listener",

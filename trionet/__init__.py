@@ -48,9 +48,9 @@ from ._server.serve import serve_until_signalled as serve_until_signalled
 from ._server.server import Server as Server
 from ._streams.buffered import BufferedStream as BufferedStream
 from ._streams.buffered import HalfCloseableBufferedStream as HalfCloseableBufferedStream
-from ._streams.memory import MemoryListener as MemoryListener
 from ._streams.memory import MemoryStream as MemoryStream
 from ._streams.memory import memory_stream_pair as memory_stream_pair
+from ._streams.memory_listener import MemoryListener as MemoryListener
 from ._streams.network import Network as Network
 from ._streams.network import dial as dial
 from ._streams.network import listen as listen

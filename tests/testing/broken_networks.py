@@ -10,7 +10,8 @@ import trio
 import trionet
 from tests.testing.broken import PlainListener, SoundListener, SoundStream
 from tests.testing.broken_streams import NeverReadable
-from trionet._streams.memory import MemoryListener, _connect
+from trionet._streams.memory import connect
+from trionet._streams.memory_listener import MemoryListener
 from trionet._streams.network import SystemNetwork
 from trionet.abc import Network
 
@@ -56,7 +57,7 @@ class DialsAtOnce(SoundNetwork):
 
     async def dial(self, network: str, address: str, **arguments: Any) -> Any:
         listener = self.inner._listeners[network, address]
-        near, far = _connect((listener.address, 1), listener.address, 65536)
+        near, far = connect((listener.address, 1), listener.address, 65536)
         listener._queue.append(far)
         return near
 

@@ -26,13 +26,14 @@ from .arguments import (
     socket_options,
     wrong_options,
 )
-from .memory import BACKLOG, MemoryListener, MemoryStream, refused
+from .memory_listener import BACKLOG, MemoryListener, refused
 from .system import dial_socket, listen_socket
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Coroutine, Sequence
 
+    from .memory import MemoryStream
     from .tls import TLSStream
     from .tls_listener import TLSListener
 

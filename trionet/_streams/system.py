@@ -1,4 +1,8 @@
-"""The operating system's sockets: what is dialled and listened on when it is not memory."""
+"""The operating system's sockets: what is dialled and listened on when it is not memory.
+
+Long, since a name stands for several addresses both ways: dialling races them, listening takes one
+port on all of them. That half is for any kind of socket, a virtual host's too.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """TCP between virtual hosts: how connections begin, and the timeouts that programs can set.
 
 `Connection` adds to a wire's end what needs a host; `Backlog` is where they wait to be accepted.
+One file, since each tells the other when it ends.
 """
 
 from __future__ import annotations
