@@ -8,30 +8,14 @@ fail; the numbers are those of `tests.mux.plex_machine`.
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.mutation import Mutant, require_noticed
 
 # A mutant that is found late, or not at all, takes its time.
 pytestmark = pytest.mark.timeout(600)
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A fault: the invariant it breaks, what it is, and where."""
-
-    invariant: int
-    fault: str
-    file: str
-    old: str
-    new: str
 
 
 MUTANTS = (
@@ -204,26 +188,13 @@ def test_every_invariant_has_a_mutant() -> None:
     assert {mutant.invariant for mutant in MUTANTS} == set(range(1, 11))
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.invariant}: {m.fault}")
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_the_machine_notices(mutant: Mutant, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "trionet", tmp_path / "trionet")
-    shutil.copytree(ROOT / "tests" / "mux", tmp_path / "tests" / "mux")
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    source = tmp_path / "trionet" / mutant.file
-    text = source.read_text()
-    assert text.count(mutant.old) == 1, "the source has changed: change the mutant too"
-    source.write_text(text.replace(mutant.old, mutant.new))
-
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "tests/mux/test_invariants.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PLEX_EXAMPLES": "1000", "PYTEST_TIMEOUT": "580"},
-        capture_output=True,
-        text=True,
-        timeout=580,
-        check=False,
+    require_noticed(
+        mutant,
+        tmp_path,
+        "tests/mux/test_invariants.py",
+        room="mux",
+        examples=("PLEX_EXAMPLES", 1000),
+        seconds=580,
     )
-
-    assert run.returncode == 1, f"nobody noticed\n{run.stdout}"
-    # It has to fail for what it found, not for a fault in this very file.
-    assert "NameError" not in run.stdout, run.stdout

@@ -8,86 +8,70 @@ mutant is a copy of the tree with one piece of the pool's source replaced, in wh
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.mutation import Mutant, require_noticed
 
 # A mutant that is found late, or not at all, takes its time.
 pytestmark = pytest.mark.timeout(600)
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A fault: the invariant it breaks, what it is, and where."""
-
-    invariant: int
-    fault: str
-    file: str
-    old: str
-    new: str
 
 
 MUTANTS = (
     Mutant(
         1,
         "dial without looking for a free slot",
-        "supply.py",
+        "_pool/supply.py",
         "return self.limit - self.size",
         "return self.limit",
     ),
     Mutant(
         2,
         "free the slot of a connection without having closed it",
-        "attempt.py",
+        "_pool/attempt.py",
         "    if aclose is not None:\n        await aclose()",
         "    await trio.lowlevel.checkpoint()",
     ),
     Mutant(
         3,
         "shelve a connection although somebody waits",
-        "lender.py",
+        "_pool/lender.py",
         "        elif self.waiting:\n            task",
         "        elif len(self.waiting) > 1:\n            task",
     ),
     Mutant(
         4,
         "forget the waiters when a dial of an expired generation ends",
-        "supply.py",
+        "_pool/supply.py",
         "            self._dial_succeeded(made.unwrap(), generation)\n        self._owner.grow()",
         "            self._dial_succeeded(made.unwrap(), generation)",
     ),
     Mutant(
         4,
         "dial in a pause",
-        "supply.py",
+        "_pool/supply.py",
         "if self.retry.resting or self.closed or self._nursery is None",
         "if self.closed or self._nursery is None",
     ),
     Mutant(
         4,
         "dial for every waiter although connections are about",
-        "lender.py",
+        "_pool/lender.py",
         "allowed = 1 if supply.live else max(1, unserved)",
         "allowed = max(1, unserved)",
     ),
     Mutant(
         5,
         "keep among what is lent what was given back",
-        "lender.py",
+        "_pool/lender.py",
         "        if self.lent.pop(entry.key, None) is None:\n            # Closed",
         "        if self.lent.get(entry.key) is None:\n            # Closed",
     ),
     Mutant(
         6,
         "take back what was given back already",
-        "lender.py",
+        "_pool/lender.py",
         "        if key in self.supply.live or key in self.supply.closing:\n            raise",
         "        if key in self.idle:\n            return self.lent.setdefault(key, self.idle[key])\n"
         "        if key in self.supply.live or key in self.supply.closing:\n            raise",
@@ -95,14 +79,14 @@ MUTANTS = (
     Mutant(
         7,
         "serve the youngest waiter first",
-        "waiters.py",
+        "_pool/waiters.py",
         "next(iter(self.tasks))",
         "next(reversed(self.tasks))",
     ),
     Mutant(
         7,
         "let a newcomer overtake",
-        "waiters.py",
+        "_pool/waiters.py",
         "        if first:\n            self._advance(task, want, self.tasks)",
         "        if first or len(self.tasks) == 2:\n"
         "            self.tasks.move_to_end(task, last=False)",
@@ -110,49 +94,49 @@ MUTANTS = (
     Mutant(
         8,
         "lend what has been idle longest",
-        "supply.py",
+        "_pool/supply.py",
         "entry = next(reversed(self.idle.values()))",
         "entry = next(iter(self.idle.values()))",
     ),
     Mutant(
         9,
         "keep a connection after an exception in its block",
-        "lease.py",
+        "_pool/lease.py",
         "            self._origin.throw_away(entry)",
         "            self._origin.give_back(entry)",
     ),
     Mutant(
         9,
         "lend a connection that is known to be dead",
-        "supply.py",
+        "_pool/supply.py",
         "            if entry.doubtful and entry.is_dead():",
         "            if entry.doubtful and not entry.key:",
     ),
     Mutant(
         9,
         "keep connections of an expired generation when they come back",
-        "supply.py",
+        "_pool/supply.py",
         "            else:\n                entry.doom(reason)",
         '            else:\n                entry.doom("") if reason == "expired" else entry.doom(reason)',
     ),
     Mutant(
         9,
         "keep what a dial brings that began before everything expired",
-        "supply.py",
+        "_pool/supply.py",
         "generation == self._generation and self.surplus() < 0:",
         "generation <= self._generation and self.surplus() < 0:",
     ),
     Mutant(
         10,
         "lose what a dial brings when it is surplus",
-        "supply.py",
+        "_pool/supply.py",
         '            self.retire(entry, "surplus" if',
         '            self._free_slot() if self.live.pop(entry.key) else (entry, "surplus" if',
     ),
     Mutant(
         11,
         "wait on although cancelled",
-        "waiters.py",
+        "_pool/waiters.py",
         "            want = self._remove(task)\n            self.gave_up += 1",
         "            if len(self.tasks) > 1:\n                return Abort.FAILED\n"
         "            want = self._remove(task)\n            self.gave_up += 1",
@@ -160,91 +144,91 @@ MUTANTS = (
     Mutant(
         12,
         "lend after the end",
-        "supply.py",
+        "_pool/supply.py",
         '        if self.closed:\n            raise PoolClosedError("this pool is closed")\n        if',
         "        if",
     ),
     Mutant(
         12,
         "let waiters wait when the pool is closed",
-        "lender.py",
+        "_pool/lender.py",
         '        self.queue.fail_all(lambda: PoolClosedError("this pool was closed"))',
         "",
     ),
     Mutant(
         12,
         "forget what is still lent at the end",
-        "lifecycle.py",
+        "_pool/lifecycle.py",
         "            lender.report_lent()\n            lender.supply.seize()\n",
         "            lender.report_lent()\n            lender.supply.lent.clear()\n",
     ),
     Mutant(
         13,
         "do not count what is lent to waiters",
-        "lender.py",
+        "_pool/lender.py",
         "        self.lent[entry.key] = entry\n        self.acquired += 1\n        entry.holder = lease",
         "        self.lent[entry.key] = entry\n        entry.holder = lease",
     ),
     Mutant(
         13,
         "count those that gave up for their timeout twice",
-        "lender.py",
+        "_pool/lender.py",
         "        self.timed_out += 1",
         "        self.timed_out += 2",
     ),
     Mutant(
         14,
         "let connections lie idle for ever",
-        "supply.py",
+        "_pool/supply.py",
         "        timeout = self.settings.idle_timeout\n        while",
         "        timeout = 2 * (self.settings.idle_timeout or math.inf)\n        while",
     ),
     Mutant(
         14,
         "close idle connections early",
-        "supply.py",
+        "_pool/supply.py",
         "            if oldest.idle_since + timeout > now:",
         "            if oldest.idle_since + timeout / 4 > now:",
     ),
     Mutant(
         14,
         "let connections live for longer than their lifetime",
-        "supply.py",
+        "_pool/supply.py",
         "expires_at = trio.current_time() + lifetime * part",
         "expires_at = trio.current_time() + lifetime / part * 1.2",
     ),
     Mutant(
         14,
         "close below min_size for idleness",
-        "supply.py",
+        "_pool/supply.py",
         "while timeout is not None and self.idle and len(self.live) > self.floor:",
         "while timeout is not None and self.idle:",
     ),
     Mutant(
         15,
         "do not dial when a slot becomes free",
-        "supply.py",
+        "_pool/supply.py",
         "        if not disowned:\n            self._owner.grow()\n\n    def _take_slot",
         "\n    def _take_slot",
     ),
     Mutant(
         15,
         "never end a pause",
-        "supply.py",
+        "_pool/supply.py",
         "            retry.resting = False\n            if not self.dials",
         "            retry.resume_at = math.inf\n            if not self.dials",
     ),
     Mutant(
         16,
         "dial without looking for a slot among all keys",
-        "group.py",
+        "_pool/group.py",
         "                if budget.taken < budget.limit:\n                    hungry",
         "                if budget.taken <= budget.limit:\n                    hungry",
     ),
     Mutant(
         16,
         "give back a shared slot before its connection is closed",
-        "supply.py",
+        "_pool/supply.py",
         "        if self.budget is not None:\n            self.budget.closing += 1",
         "        if self.budget is not None:\n            self.budget.taken -= 1\n"
         "            self.budget.closing += 1",
@@ -252,14 +236,14 @@ MUTANTS = (
     Mutant(
         17,
         "close nothing to make room",
-        "group.py",
+        "_pool/group.py",
         "        if oldest is None:\n            return False",
         "        return False",
     ),
     Mutant(
         17,
         "leave a slot that became free at one key to that key",
-        "group.py",
+        "_pool/group.py",
         "            for _, hungry in claims:\n",
         "            for _, hungry in claims:\n                if hungry is not lender:\n"
         "                    continue\n",
@@ -267,28 +251,28 @@ MUTANTS = (
     Mutant(
         18,
         "keep for its key what comes free while somebody else has waited longer",
-        "group.py",
+        "_pool/group.py",
         "                coming -= 1\n                if coming < 0:\n                    return True",
         "                coming -= 1",
     ),
     Mutant(
         18,
         "give room to the youngest claim first",
-        "group.py",
+        "_pool/group.py",
         "heapq.heappush(claims, (first.arrived, number, lender, line))",
         "heapq.heappush(claims, (-first.arrived, number, lender, line))",
     ),
     Mutant(
         19,
         "close what was used last to make room",
-        "group.py",
+        "_pool/group.py",
         "        oldest = min(",
         "        oldest = max(",
     ),
     Mutant(
         19,
         "make room for a claim that the slot being freed already serves",
-        "group.py",
+        "_pool/group.py",
         "        coming = budget.closing\n        with closing(self._claims()) as claims:\n"
         "            for _, hungry",
         "        coming = 0\n        with closing(self._claims()) as claims:\n"
@@ -297,14 +281,14 @@ MUTANTS = (
     Mutant(
         20,
         "remember every key",
-        "group.py",
+        "_pool/group.py",
         "        if supply.size or supply.retry.resting or lender.waiting:\n            return",
         "        return",
     ),
     Mutant(
         20,
         "forget what was done for a key with the key",
-        "group.py",
+        "_pool/group.py",
         "        self.past.update({name: getattr(now, name) for name in COUNTS})",
         "",
     ),
@@ -318,27 +302,14 @@ def test_every_invariant_has_a_mutant() -> None:
     assert {mutant.invariant for mutant in MUTANTS} == set(range(1, 21))
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.invariant}: {m.fault}")
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_the_machine_notices(mutant: Mutant, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "trionet", tmp_path / "trionet")
-    shutil.copytree(ROOT / "tests" / "pool", tmp_path / "tests" / "pool")
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    source = tmp_path / "trionet" / "_pool" / mutant.file
-    text = source.read_text()
-    assert text.count(mutant.old) == 1, "the pool has changed: change the mutant too"
-    source.write_text(text.replace(mutant.old, mutant.new))
-
     name = "invariants" if mutant.invariant < FIRST_KEYED else "keyed_invariants"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", f"tests/pool/test_{name}.py"],
-        cwd=tmp_path,
-        env={**os.environ, "POOL_EXAMPLES": "2000", "PYTEST_TIMEOUT": "580"},
-        capture_output=True,
-        text=True,
-        timeout=580,
-        check=False,
+    require_noticed(
+        mutant,
+        tmp_path,
+        f"tests/pool/test_{name}.py",
+        room="pool",
+        examples=("POOL_EXAMPLES", 2000),
+        seconds=580,
     )
-
-    assert run.returncode == 1, f"nobody noticed\n{run.stdout}"
-    # It has to fail for what it found, not for a fault in this very file.
-    assert "AssertionError" in run.stdout, run.stdout
