@@ -22,14 +22,21 @@ class Certificates:
 
 
 @pytest.fixture(scope="session")
-def certificates() -> Certificates:
-    """TLS contexts for the names ``localhost``, ``127.0.0.1`` and ``site``."""
+def authority() -> tuple[trustme.CA, trustme.LeafCert]:
+    """A throw-away authority, and a certificate for ``localhost``, ``127.0.0.1`` and ``site``."""
     authority = trustme.CA()
+    return authority, authority.issue_cert("localhost", "127.0.0.1", "site")
+
+
+@pytest.fixture
+def certificates(authority: tuple[trustme.CA, trustme.LeafCert]) -> Certificates:
+    """TLS contexts for those names; each test has its own, since libraries change what they get."""
+    issuer, certificate = authority
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost", "127.0.0.1", "site").configure_cert(server)
+    certificate.configure_cert(server)
     client = ssl.create_default_context()
-    authority.configure_trust(client)
-    return Certificates(authority, server, client)
+    issuer.configure_trust(client)
+    return Certificates(issuer, server, client)
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

@@ -479,6 +479,17 @@ def test_threads_that_trio_keeps_for_later_do_not_delay_a_deadlock() -> None:
     assert "Threads started meanwhile" not in str(caught.value)
 
 
+def test_a_deadlock_waits_for_a_thread_no_longer_than_that_works() -> None:
+    async def main() -> None:
+        trio.lowlevel.start_thread_soon(lambda: time.sleep(0.02), lambda _: None)
+        await trio.sleep_forever()
+
+    started = time.monotonic()
+    with pytest.raises(Deadlock):
+        simulate(main)
+    assert time.monotonic() - started < watch.PATIENCE
+
+
 def test_threads_and_timers_take_turns() -> None:
     async def main() -> list[float]:
         moments = []

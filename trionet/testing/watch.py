@@ -46,7 +46,8 @@ __all__ = ("PATIENCE", "Watch")
 PATIENCE: Final = 5.0
 # Passes without a step after which nothing is expected to come: about a millisecond.
 IDLE_PASSES: Final = 50
-# Real seconds in which a thread that was given work has begun with it, on a busy machine.
+# Real seconds in which a thread that was given work has begun with it, and one that is done has
+# gone to sleep, on a busy machine.
 START: Final = 0.1
 # Virtual seconds that shielded clean-up may take once the run is over: more than any timeout in it.
 CLEAN_UP: Final = 3600.0
@@ -216,7 +217,7 @@ class Watch(trio.abc.Instrument):
     def _judge_idleness(self) -> None:
         if self.problem is None:
             patient = not self._threads.issuperset(busy_threads())
-            if not patient and self._may_start():
+            if self._may_settle(patient):
                 return
         else:
             # Clean-up may have to see a process end, or a real socket.
@@ -226,9 +227,13 @@ class Watch(trio.abc.Instrument):
         else:
             self._end_idleness()
 
-    def _may_start(self) -> bool:
-        """Give those threads that trio keeps a moment: they may have been given work just now."""
-        waits = keeps_threads() and perf_counter() - self._idle_since < START
+    def _may_settle(self, busy: bool) -> bool:
+        """Give threads a moment: they may be just done, or have been given work just now.
+
+        Args:
+          busy: whether one seems to be at work that trio does not count.
+        """
+        waits = (busy or keeps_threads()) and perf_counter() - self._idle_since < START
         if waits:
             sleep(START / 100)
         return waits
