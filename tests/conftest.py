@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import ssl
 from dataclasses import dataclass
 
@@ -37,6 +38,12 @@ def certificates(authority: tuple[trustme.CA, trustme.LeafCert]) -> Certificates
     client = ssl.create_default_context()
     issuer.configure_trust(client)
     return Certificates(issuer, server, client)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ctrl-C mean what it means elsewhere, where a shell's background job would ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
